@@ -1,0 +1,64 @@
+# Every target sets up what it needs in .venv and needs nothing before it. `make help` lists them.
+# `make gpu` alone uses the Python it finds: a GPU machine brings its own torch, and often has no network.
+
+PYTHON ?= python3
+# Named in every install together with the extras, or pip may replace torch by another build of gigabytes.
+TORCH ?= torch==2.13.0
+EXTRAS := triton,test,lint
+
+# Broken C++ must not hide behind the pure-Python fallback.
+PROSMA_REQUIRE_NATIVE ?= 1
+export PROSMA_REQUIRE_NATIVE
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+# torch is part of the name, so that another TORCH= installs anew.
+INSTALLED := $(VENV)/.installed-$(shell printf %s '$(TORCH)' | tr -c 'a-zA-Z0-9.' '-')
+
+.PHONY: help install demo test test-slow bench check lint format gpu clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
+
+install: $(INSTALLED) ## .venv with the package, editable, and every tool
+
+# The build directory is kept, so that a change to one kernel compiles that kernel only.
+$(INSTALLED): pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --config-settings=build-dir=build/editable "$(TORCH)" --editable ".[$(EXTRAS)]"
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+demo: $(INSTALLED) ## every implementation against float64, then a short benchmark
+	$(VENV)/bin/prosma-ops check
+	$(RUN) -m benchmarks --short
+
+test: $(INSTALLED) ## the tests, without the slow ones
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: $(INSTALLED) ## the slow tests: long compiles, builds of the package
+	$(RUN) -m pytest -m slow
+
+check: $(INSTALLED) ## every operator, backend, dtype and layout against the float64 reference
+	$(VENV)/bin/prosma-ops check
+
+bench: $(INSTALLED) ## the whole benchmark, with its floors
+	$(RUN) -m benchmarks
+
+lint: $(INSTALLED) ## ruff, mypy, and the schemas of the workflows and of CITATION.cff
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+
+format: $(INSTALLED) ## what `make lint` asks of the layout
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+
+gpu: ## build for the GPU present, test, check and measure on it; needs no network and no .venv
+	PYTHON="$(PYTHON)" bash benchmarks/gpu.sh
+
+clean: ## remove .venv and everything built
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

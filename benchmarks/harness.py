@@ -1,0 +1,228 @@
+"""One piece of work, raced: every contestant checked against float64, then all timed in turn within each round.
+
+Results go into plain records (see `race`), which `benchmarks.report` makes tables of. A contestant whose result is
+wrong gets no time.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from prosma_ops import testing
+from prosma_ops.testing import Problem, parity
+
+from . import floors, machine, report, timing
+from .floors import Rates
+from .machine import allocator
+from .targets import OURS
+from .work import Contestant, Work, as_function
+
+COPY = "a copy of the same bytes"
+
+
+@dataclass(frozen=True)
+class Setting:
+    device: str
+    threads: int
+    short: bool = False
+    main: bool = True  # the first of the thread counts, by which targets are judged
+
+    @property
+    def budget(self) -> float:
+        """Seconds of rounds for one piece of work."""
+        return 2.0 if self.short else 5.0
+
+    @property
+    def rounds(self) -> tuple[int, int]:
+        """The fewest and the most."""
+        return (5, 15) if self.short else (7, 41)
+
+    def includes(self, work: Work) -> bool:
+        main = self.main and (self.device == "cuda" or allocator() == "raised")
+        return (work.short or not self.short) and (work.every_setting or main)
+
+
+# A contestant slower than this a call is timed in the first three rounds only: its jitter is small beside its time.
+SLOW = 0.5
+ROUNDS_OF_SLOW = 3
+
+
+def expectation(problem: Problem) -> parity.Expectation:
+    """The float64 reference, and what eager PyTorch makes of it in the work's dtype, both on the work's device."""
+
+    def contiguous(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda tensor: tensor.contiguous().to(dtype if tensor.dtype.is_floating_point else tensor.dtype)
+
+    with parity.full_precision():
+        reference = parity.evaluate(problem, problem.definition, contiguous(torch.float64))
+        eager = parity.evaluate(problem, problem.eager, contiguous(problem.dtype))
+    return parity.Expectation(reference, [eager])
+
+
+def check(problem: Problem, contestant: Contestant, expected: parity.Expectation) -> dict[str, Any]:
+    """error: the largest share of what the tolerance rule allows, over the result and all gradients; wrong: why.
+
+    This is the contestant's first call, and `first` its time: for a compiled one, that of compiling.
+    """
+    start = time.perf_counter()
+    try:
+        with parity.full_precision():
+            found = parity.evaluate(problem, as_function(contestant), contestant.arrange)
+        synchronize(problem)
+    except Exception as error:  # a contestant that cannot do the work is reported, and the others go on
+        return {"error": None, "wrong": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+    first = time.perf_counter() - start
+    worst, reasons = 0.0, []
+    for name, reference in expected.reference.items():
+        if reference is None:
+            continue
+        dtype = parity.expected_dtype(problem, name)
+        verdict = testing.compare(found.get(name), reference, expected.eager(name), dtype)
+        worst = max(worst, verdict.ratio)
+        if not verdict.ok:
+            reasons.append(f"{name}: {verdict.reason}")
+    return {"error": worst if math.isfinite(worst) else None, "wrong": "; ".join(reasons), "first": first}
+
+
+def synchronize(problem: Problem) -> None:
+    if problem.inputs[problem.leader].device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def copy_of_the_same_bytes(work: Work, device: torch.device) -> Contestant:
+    """The yardstick: what PyTorch needs to move the least bytes of the work, half read and half written."""
+    source = torch.zeros(max(1, int(work.moved_bytes // 8)), device=device)
+    target = torch.zeros_like(source)
+    return Contestant(COPY, lambda **_: target.copy_(source), rival=False)
+
+
+def race(benchmark: Any, work: Work, setting: Setting) -> dict[str, Any]:
+    """Check and time every contestant; `benchmark` is pytest-benchmark's fixture, and times ours."""
+    device = torch.device(setting.device)
+    torch.set_num_threads(setting.threads)
+    torch.compiler.reset()
+    contestants = [one for one in work.contestants if one.short or not setting.short]
+    problem = work.problem(device)
+    expected = expectation(problem)
+    entries: dict[str, dict[str, Any]] = {}
+    for contestant in contestants:
+        entry: dict[str, Any] = {"rival": contestant.rival}
+        entries[contestant.name] = entry | (check(problem, contestant, expected) if contestant.rival else {})
+    del expected
+    gc.collect()
+
+    if entries[OURS]["wrong"]:  # then there is nothing to compare
+        return record(work, setting, entries, Rates())
+    problems = timing.rotated(work, problem)
+    running = [one for one in contestants if not entries[one.name].get("wrong")]
+    if work.moved_bytes:
+        running.append(copy_of_the_same_bytes(work, device))
+        entries[COPY] = {"rival": False}
+    timers = {contestant.name: timing.timer(work, contestant, problems) for contestant in running}
+    times, rates = run_rounds(benchmark, timers, setting)
+    for name, timer in timers.items():
+        entries[name] |= {"graph": timer.graph} | summary(times[name])
+    return record(work, setting, entries, rates)
+
+
+def summary(times: Sequence[float]) -> dict[str, Any]:
+    return {"median": statistics.median(times), "min": min(times), "max": max(times), "rounds": len(times)}
+
+
+def run_rounds(
+    benchmark: Any, timers: Mapping[str, timing.Timer], setting: Setting
+) -> tuple[dict[str, list[float]], Rates]:
+    """Rounds in which each contestant runs once, ours last; the floors are measured at the start, middle and end."""
+    trial = {name: timer.seconds() for name, timer in timers.items()}
+    slow = {name for name, seconds in trial.items() if seconds > SLOW and name != OURS}
+    quick = sum(seconds * timers[name].calls for name, seconds in trial.items() if name not in slow)
+    fewest, most = setting.rounds
+    rounds = max(fewest, min(most, int(setting.budget / max(quick, 1e-6))))
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    rates: list[Rates] = []
+    numbers = itertools.count()
+
+    def others() -> None:
+        number = next(numbers)
+        if number in (0, rounds // 2, rounds - 1):
+            rates.append(floors.measure(setting.device, setting.threads))
+        for name, timer in timers.items():
+            if name != OURS and (name not in slow or number < ROUNDS_OF_SLOW):
+                times[name].append(timer.seconds())
+
+    def ours() -> None:
+        times[OURS].append(timers[OURS].seconds())
+
+    benchmark.pedantic(ours, setup=others, rounds=rounds, iterations=1)
+    return times, floors.together(rates)
+
+
+def record(work: Work, setting: Setting, entries: dict[str, Any], rates: Rates) -> dict[str, Any]:
+    return {
+        "work": work.name,
+        "dtype": str(work.dtype).removeprefix("torch."),
+        "device": setting.device,
+        "threads": setting.threads,
+        "main": setting.main,
+        "allocator": allocator(),
+        "calls": work.calls,
+        "contestants": entries,
+        "rates": rates.as_json(),
+        "floors": floors.times(rates, work.moved_bytes, work.multiply_adds),
+        "targets": [target.as_json() for target in work.targets],
+    }
+
+
+@dataclass
+class Results:
+    """The records of one process, as they are written for `benchmarks.report`."""
+
+    machine: dict[str, Any]
+    records: list[dict[str, Any]] = field(default_factory=list)
+    operator: str = ""
+
+    def race(self, benchmark: Any, work: Work, setting: Setting) -> None:
+        """Race one work and keep its record; fails, with no time taken, where our result is wrong."""
+        found = race(benchmark, work, setting)
+        if work.field_bytes and setting.main:
+            found["memory"] = {
+                name: extra_memory(self.operator, work, name, setting) for name in memory_of(work, setting)
+            }
+        self.records.append({"operator": self.operator, **found})
+        wrong = found["contestants"][OURS]["wrong"]
+        if wrong:
+            raise AssertionError(f"WRONG, so not timed: {wrong}")
+
+    def last_line(self) -> str:
+        return report.line(self.records[-1]) if self.records else ""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"machine": self.machine, "records": self.records}
+
+
+def memory_of(work: Work, setting: Setting) -> list[str]:
+    """Whose memory is measured: ours, and in whole runs the rivals'."""
+    names = [contestant.name for contestant in work.contestants if contestant.rival]
+    return [OURS] if setting.short or allocator() == "default" else names
+
+
+def extra_memory(operator: str, work: Work, name: str, setting: Setting) -> float | None:
+    """Measured by `benchmarks.single` in a fresh process; None where the system cannot tell."""
+    command = [sys.executable, "-m", "benchmarks.single", operator, work.name]
+    command += ["--dtype", str(work.dtype).removeprefix("torch."), "--contestant", name, "--device", setting.device]
+    done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])["tensors"]  # type: ignore[no-any-return]

@@ -1,0 +1,259 @@
+"""The tables of a run: `python -m benchmarks.report RESULTS.json [--markdown]`.
+
+For each work: our median time with the fastest and slowest round, each rival's time as a multiple of ours, the share of
+the floors, the largest error as a share of what the tolerance rule allows, extra peak memory, and for each target
+whether it was reached. A contestant with a wrong result shows WRONG and no time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import targets
+from .machine import ALLOCATORS
+from .targets import BEST, OURS, Target
+
+Record = Mapping[str, Any]
+Row = tuple[str, ...]
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= scale or unit == "us":
+            value = seconds / scale
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+    raise AssertionError
+
+
+def ratio(value: float) -> str:
+    return f"{value:.0f}x" if value >= 100 else f"{value:.1f}x" if value >= 9.95 else f"{value:.2f}x"
+
+
+def share(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def shown(target: Target, value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    if target.measure == "excess":
+        return f"{value:+.1f} us"
+    if target.measure == "memory":
+        return f"{value:.2f} tensors"
+    return share(value) if target.measure == "floor" else ratio(value)
+
+
+def wanted(target: Target) -> str:
+    bound = target.at_least if target.at_least is not None else target.at_most
+    unit = {"excess": " us", "memory": " tensors", "floor": " %"}.get(target.measure, "x")
+    amount = 100 * bound if target.measure == "floor" else bound  # type: ignore[operator]
+    return f"at {'least' if target.at_least is not None else 'most'} {amount:g}{unit}"
+
+
+def described(target: Target, record: Record) -> str:
+    """What the target is measured against, with the name of the best rival or of the floor that binds."""
+    if target.measure == "memory":
+        return "extra peak memory"
+    if target.measure == "floor":
+        name = target.against
+        if name == "largest":
+            floors = record.get("floors", {})
+            name = max(floors, key=floors.__getitem__) if floors else "memory or FMA"
+        return f"floor ({'FMA' if name == 'fma' else name})"
+    if target.against == BEST:
+        return f"{BEST} ({targets.best_of_others(record) or 'none'})"
+    return target.against
+
+
+def judged(record: Record, machine: Mapping[str, Any]) -> bool:
+    """Targets are for the main setting on a CPU; elsewhere the figures are reported without one."""
+    return record["device"] == "cpu" and record["allocator"] == "raised" and record.get("main", True)
+
+
+def verdicts(record: Record, machine: Mapping[str, Any]) -> list[Row]:
+    """(against, reached, wanted, verdict) for every target of a record."""
+    rows: list[Row] = []
+    for target in map(targets.from_json, record["targets"] if judged(record, machine) else ()):
+        value = None if record["contestants"][OURS].get("wrong") else targets.value(target, record)
+        reached = targets.reached(target, value)
+        verdict = {True: "reached", False: "NOT REACHED", None: "-"}[reached]
+        rows.append((described(target, record), shown(target, value), wanted(target), verdict))
+    return rows
+
+
+def ours(record: Record) -> str:
+    entry = record["contestants"][OURS]
+    if entry.get("wrong"):
+        return "WRONG"
+    spread = f"[{duration(entry['min'])} - {duration(entry['max'])}]"
+    return f"{duration(entry['median'])} {spread}"
+
+
+def line(record: Record) -> str:
+    """One line of progress."""
+    entry = record["contestants"][OURS]
+    if entry.get("wrong"):
+        return f"  {title(record)}: WRONG: {entry['wrong']}"
+    return f"  {title(record)}: {ours(record)}, {entry['rounds']} rounds"
+
+
+def title(record: Record) -> str:
+    return f"{record['work']}, {record['dtype']}"
+
+
+def group(record: Record) -> str:
+    """The setting that a record was measured in."""
+    if record["device"] == "cuda":
+        return "GPU, cold cache"
+    count = record["threads"]
+    return f"{count} thread{'s' if count > 1 else ''}, {ALLOCATORS[record['allocator']]}"
+
+
+def rivals(record: Record) -> list[tuple[str, str, str]]:
+    """(name, time, multiple of ours) of everything else that was timed."""
+    base = record["contestants"][OURS].get("median")
+    rows = []
+    for name, entry in record["contestants"].items():
+        if name == OURS:
+            continue
+        if entry.get("wrong"):
+            rows.append((name, "WRONG", entry["wrong"]))
+        elif base and entry.get("median"):
+            rows.append((name, duration(entry["median"]), ratio(entry["median"] / base)))
+    return rows
+
+
+def floors(record: Record) -> list[tuple[str, str, str]]:
+    base = record["contestants"][OURS].get("median")
+    names = {"memory": "memory floor", "fma": "FMA floor"}
+    return [(names[name], duration(time), share(time / base)) for name, time in record["floors"].items() if base]
+
+
+def rates(record: Record) -> str:
+    units = {"fma": "GFLOP/s FMA", "exp": "G/s exp", "copy": "GB/s copy"}
+    found = [f"{record['rates'][name]:.0f} {unit}" for name, unit in units.items() if record["rates"].get(name)]
+    return ", ".join(found)
+
+
+def head(machine: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    clocks = ", ".join(f"{name} {value}" for name, value in machine.get("clocks", {}).items())
+    native = f"; native library: {machine['native']}" if machine.get("native") else ""
+    where = f"{machine['device']} ({machine['driver']}; {clocks}; load before {machine.get('load', 0)}){native}"
+    return f"{where}\n{versions}; commit {machine['commit']}; {machine['date']}"
+
+
+def details(record: Record) -> list[str]:
+    """What else is known: the error, first call, memory, and how many rounds."""
+    entry = record["contestants"][OURS]
+    found = []
+    if entry.get("error") is not None:
+        found.append(f"largest error {entry['error']:.2f} of what is allowed")
+    if entry.get("first") is not None:
+        found.append(f"first call {duration(entry['first'])}")
+    memory = {name: value for name, value in record.get("memory", {}).items() if value is not None}
+    if memory:
+        found.append("extra memory in tensors: " + ", ".join(f"{name} {value:.1f}" for name, value in memory.items()))
+    return found
+
+
+def text(results: Mapping[str, Any]) -> str:
+    """The whole report for a terminal."""
+    machine, records = results["machine"], results["records"]
+    parts = [head(machine), ""]
+    for setting in dict.fromkeys(map(group, records)):
+        chosen = [record for record in records if group(record) == setting]
+        parts += [f"{setting}   (measured beside: {typical(chosen)})", *aligned(_rows(chosen, machine)), ""]
+    summary = targets_table(results)
+    if len(summary) > 1:
+        parts += ["Targets", *aligned(summary), ""]
+    return "\n".join(parts)
+
+
+def typical(records: Sequence[Record]) -> str:
+    return next((rates(record) for record in records if rates(record)), "no floors: there is no native library")
+
+
+def _rows(records: Sequence[Record], machine: Mapping[str, Any]) -> list[Row]:
+    rows: list[Row] = [("work", "against", "time", "/ ours")]
+    for record in records:
+        rows.append((title(record), OURS, ours(record), ""))
+        rows += [("", *row) for row in rivals(record)]
+        rows += [("", name, time, f"{reached} reached") for name, time, reached in floors(record)]
+        rows += [("", note) for note in details(record)]
+    return rows
+
+
+def targets_table(results: Mapping[str, Any]) -> list[Row]:
+    rows: list[Row] = [("work", "against", "measured", "target", "")]
+    for record in results["records"]:
+        for number, row in enumerate(verdicts(record, results["machine"])):
+            rows.append((record["work"] if number == 0 else "", *row))
+    return rows
+
+
+# Wider than this a cell is a note and does not widen its column.
+WIDEST = 44
+
+
+def aligned(rows: Sequence[Row]) -> list[str]:
+    columns = max(len(row) for row in rows)
+    widths = [
+        max((len(row[at]) for row in rows if at < len(row) - 1 and len(row[at]) <= WIDEST), default=0)
+        for at in range(columns)
+    ]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows
+    ]
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The table for the README: the main setting, one line a work."""
+    records = [record for record in results["records"] if judged(record, results["machine"]) or record["device"] == "cuda"]
+    machine = results["machine"]
+    columns = ["work", "time", "eager", "best of the others", "floor reached"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for record in records:
+        lines.append("| " + " | ".join(_markdown_cells(record)) + " |")
+    where = f"{machine['device']}, torch {machine['versions']['torch']}, {group(records[0])}" if records else ""
+    note = "Times are medians of interleaved rounds; the other columns are the rival's time divided by ours."
+    return "\n".join([*lines, "", f"{where}. {note}" if where else note])
+
+
+def _markdown_cells(record: Record) -> list[str]:
+    found = targets.medians(record)
+    base = found.get(OURS)
+    if record["contestants"][OURS].get("wrong") or not base:
+        return [title(record), "WRONG", "", "", ""]
+    best = targets.best_of_others(record)
+    largest = max(record["floors"], key=record["floors"].__getitem__, default=None)
+    return [
+        title(record),
+        duration(base),
+        ratio(found["eager"] / base) if "eager" in found else "",
+        f"{ratio(found[best] / base)} ({best})" if best else "",
+        f"{share(record['floors'][largest] / base)} ({'FMA' if largest == 'fma' else largest})" if largest else "",
+    ]
+
+
+def load(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())  # type: ignore[no-any-return]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("--markdown", action="store_true", help="the table for the README")
+    arguments = parser.parse_args()
+    for path in arguments.results:
+        print((markdown if arguments.markdown else text)(load(path)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What a piece of work should reach, and whether a record does. All are judged on medians of one interleaved run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+OURS = "ours"
+BEST = "best of the others"
+
+
+@dataclass(frozen=True)
+class Target:
+    """`measure` names what is judged:
+
+    speedup     time of `against` / our time; against BEST: of the fastest rival
+    slowdown    our time / time of `against`
+    excess      our time - time of `against`, in microseconds
+    floor       floor / our time; `against` is "memory", "fma" or "largest"
+    memory      extra peak memory in tensors of the field's size
+    """
+
+    measure: str
+    against: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def from_json(values: Mapping[str, Any]) -> Target:
+    return Target(**values)
+
+
+def medians(record: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds by contestant, of those that have a time."""
+    return {
+        name: entry["median"] for name, entry in record["contestants"].items() if entry.get("median") is not None
+    }
+
+
+def best_of_others(record: Mapping[str, Any]) -> str | None:
+    found = medians(record)
+    others = [name for name in found if name != OURS and record["contestants"][name].get("rival", True)]
+    return min(others, key=found.__getitem__) if others else None
+
+
+def value(target: Target, record: Mapping[str, Any]) -> float | None:
+    """What the record reached, or None where it holds no such measurement."""
+    if target.measure == "memory":
+        entry = record.get("memory", {}).get(OURS)
+        return None if entry is None else float(entry)
+    found = medians(record)
+    ours = found.get(OURS)
+    if not ours:
+        return None
+    if target.measure == "floor":
+        floors = record.get("floors", {})
+        floor = max(floors.values(), default=None) if target.against == "largest" else floors.get(target.against)
+        return None if floor is None else floor / ours
+    against = best_of_others(record) if target.against == BEST else target.against
+    other = found.get(against) if against else None
+    if other is None:
+        return None
+    return {"speedup": other / ours, "slowdown": ours / other, "excess": (ours - other) * 1e6}[target.measure]
+
+
+def reached(target: Target, reached_value: float | None) -> bool | None:
+    if reached_value is None or math.isnan(reached_value):
+        return None
+    if target.at_least is not None:
+        return reached_value >= target.at_least
+    return target.at_most is None or reached_value <= target.at_most

@@ -1,0 +1,18 @@
+// What every processor level offers. Included by each file of csrc/cpu, for its own level, and by csrc/levels.h, for all.
+#if !defined(PROSMA_LEVEL)
+#error "compile csrc/cpu with -DPROSMA_LEVEL=portable, v3 or v4"
+#endif
+
+#include <cstddef>
+
+#include "../arguments.h"
+
+namespace prosma::PROSMA_LEVEL {
+
+// Each is false if there was not enough memory.
+bool proximal_gate_forward(const GateArguments& arguments);
+bool proximal_gate_backward(const GateArguments& arguments);
+bool soft_threshold_forward(const ShrinkArguments& arguments);
+bool soft_threshold_backward(const ShrinkArguments& arguments);
+
+}  // namespace prosma::PROSMA_LEVEL

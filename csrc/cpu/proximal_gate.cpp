@@ -1,0 +1,635 @@
+// proximal_gate on the CPU:  y = skip * act(soft_threshold(sum_m dilated_depthwise_conv(q, w_m) + bias, t)) * gate
+//
+// How it reaches its speed. The field is read once: a tile of rows (in volumes a ring of planes of such tiles) is copied,
+// widened to float and zero-padded, into scratch memory that stays in the caches, so the stencil has no borders and
+// knows no strides. All dilations are summed there, blocks of eight rows a dilation apart at a time (stencil.h).
+// Threshold, activation, skip and channel gate are applied on the way out. The backward makes z again from q, turns it
+// in place into dz, and takes dq and the weight gradient from that same tile: q, skip and dy are read once, dq and
+// dskip written once, and nothing of the field's size is stored in between.
+//
+// A tile belongs to one image and one group of channels: one channel where vectors run along the width (contiguous
+// tensors), a vector of channels where they run over channels (channels_last).
+#include "kernels.h"
+#include "math.h"
+#include "parallel.h"
+#include "stencil.h"
+#include "storage.h"
+
+namespace prosma::PROSMA_LEVEL {
+namespace {
+
+PROSMA_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+PROSMA_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+PROSMA_INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
+PROSMA_INLINE int64_t round_up(int64_t a, int64_t b) { return ceiling(a, b) * b; }
+
+// A tile and its halos should stay in the second-level cache, and leave room there for what streams through.
+constexpr int64_t TILE_BYTES = 384 << 10;
+// Strips of rows and chunks of columns whose sums, and the rows they are made of, stay in the first-level cache over all
+// dilations: 24 rows are 8 lines of dilation 3, 12 of 2 and 24 of 1, so that blocks of 8 and 6 fit exactly.
+constexpr int STRIP = MOST_BLOCKS;
+constexpr int CHUNK = 8;
+// Enough items that many threads find work, few enough that halos stay cheap.
+constexpr int64_t FEWEST_ITEMS = 64;
+// From here on results are written past the caches.
+constexpr int64_t STREAMING_BYTES = 8 << 20;
+// Multiply-adds below which a second thread costs more than it saves (starting it takes about 5 us).
+constexpr int64_t WORTH_A_THREAD = 1 << 19;
+
+// The geometry of the work: how an image is cut into items, and how an item's rows lie in scratch memory.
+template <class S>
+struct Plan {
+    using T = Compute<S>;
+    static constexpr int L = LANES<T>;
+
+    const GateArguments& a;
+    Layout layout;
+    int64_t groups, vectors;   // channel groups; vectors in a row
+    int64_t step;              // scratch elements from a pixel to its right neighbour
+    int64_t reach_rows, reach_planes, left, row_length;
+    int taps_in_plane, taps, dilations;
+    int64_t tile_rows, row_tiles, chunk_planes, depth_chunks, items;
+
+    Plan(const GateArguments& arguments, int halos, int planes_kept)
+        : a(arguments), layout(arguments.field, arguments.sizes, L), groups(layout.groups), vectors(layout.vectors) {
+        const int64_t height = a.sizes[HEIGHT], depth = a.sizes[DEPTH];
+        step = layout.over_channels ? L : 1;
+        dilations = a.dilation_count;
+        taps_in_plane = a.kernel_size * a.kernel_size;
+        taps = dilations * a.kernel_depth * taps_in_plane;
+        int64_t reach_columns = 0;
+        reach_rows = reach_planes = 0;
+        for (int m = 0; m < dilations; ++m) {
+            reach_columns = larger(reach_columns, a.kernel_size / 2 * column_dilation(m));
+            reach_rows = larger(reach_rows, a.kernel_size / 2 * row_dilation(m));
+            reach_planes = larger(reach_planes, a.kernel_depth / 2 * a.dilations[m]);
+        }
+        left = round_up(reach_columns * step, L);
+        row_length = left + vectors * L + left;
+        const int64_t ring = ring_planes();
+        const int64_t row_bytes = row_length * int64_t(sizeof(T)) * ring * planes_kept;
+        tile_rows = larger(TILE_BYTES / larger(row_bytes, 1) - halos * 2 * reach_rows, larger(MOST_ROWS, halos * 2 * reach_rows));
+        tile_rows = larger(1, smaller(tile_rows, height));
+        const int64_t images = a.sizes[BATCH] * groups;
+        row_tiles = ceiling(height, tile_rows);
+        if (images * row_tiles < FEWEST_ITEMS)
+            row_tiles = larger(row_tiles, smaller(ceiling(FEWEST_ITEMS, larger(images, 1)), height / larger(MOST_ROWS, 4 * reach_rows)));
+        tile_rows = larger(1, ceiling(height, larger(row_tiles, 1)));
+        row_tiles = ceiling(height, tile_rows);
+        depth_chunks = 1;
+        if (images * row_tiles < FEWEST_ITEMS)
+            depth_chunks = larger(1, smaller(ceiling(FEWEST_ITEMS, larger(images * row_tiles, 1)), depth / larger(4, 4 * reach_planes)));
+        chunk_planes = ceiling(depth, depth_chunks);
+        depth_chunks = ceiling(depth, larger(chunk_planes, 1));
+        items = images * row_tiles * depth_chunks;
+    }
+
+    // Where a dilation passes the image's size its outer taps read nothing but padding, at the size as well as beyond.
+    int64_t column_dilation(int m) const { return smaller(a.dilations[m], a.sizes[WIDTH]); }
+    int64_t row_dilation(int m) const { return smaller(a.dilations[m], a.sizes[HEIGHT]); }
+    int64_t ring_planes() const { return smaller(2 * reach_planes + 1, a.sizes[DEPTH]); }
+
+    int threads() const {
+        int64_t work = int64_t(taps);
+        for (int axis = 0; axis < AXES; ++axis) work *= a.sizes[axis];
+        return work < WORTH_A_THREAD ? 1 : a.threads;
+    }
+
+    // How often the stencil pauses in a strip, at least.
+    int blocks_in_strip() const { return dilations * int(ceiling(smaller(STRIP, tile_rows), MOST_ROWS)); }
+
+    Taps taps_of(int m, int kz) const {
+        const bool skip_centre = m > 0 && kz == a.kernel_depth / 2;
+        return {a.kernel_size, column_dilation(m) * step, row_dilation(m) * row_length, skip_centre};
+    }
+};
+
+// One item: which image, channels, rows and planes.
+struct Item {
+    int64_t batch, group, channel, first_row, end_row, first_plane, end_plane;
+};
+
+// The order of the items. Tiles of one channel follow each other where they share halo rows; where lanes are channels the
+// groups do, because they share cache lines' neighbours and memory pages.
+template <class S>
+int64_t number_of(const Plan<S>& plan, int64_t batch, int64_t group, int64_t tile) {
+    const int64_t tiles = plan.row_tiles * plan.depth_chunks;
+    return plan.layout.over_channels ? (batch * tiles + tile) * plan.groups + group : (batch * plan.groups + group) * tiles + tile;
+}
+
+template <class S>
+Item item_of(const Plan<S>& plan, int64_t number) {
+    const int64_t tiles = plan.row_tiles * plan.depth_chunks, in_image = number % (tiles * plan.groups);
+    const int64_t tile = plan.layout.over_channels ? in_image / plan.groups : in_image % tiles;
+    const int64_t row_tile = tile % plan.row_tiles, chunk = tile / plan.row_tiles;
+    Item item;
+    item.batch = number / (tiles * plan.groups);
+    item.group = plan.layout.over_channels ? in_image % plan.groups : in_image / tiles;
+    item.channel = plan.layout.first_channel(item.group);
+    item.first_row = row_tile * plan.tile_rows;
+    item.end_row = smaller(item.first_row + plan.tile_rows, plan.a.sizes[HEIGHT]);
+    item.first_plane = chunk * plan.chunk_planes;
+    item.end_plane = smaller(item.first_plane + plan.chunk_planes, plan.a.sizes[DEPTH]);
+    return item;
+}
+
+template <class S>
+PROSMA_INLINE Rows<S> rows_of(const Plan<S>& plan, const Tensor& tensor, const Item& item, int64_t plane) {
+    return plan.layout.template rows<S>(tensor, item.batch, item.channel, plane);
+}
+
+// A stack of planes of a tile in scratch memory, of which the last few are kept: plane z lies where z % planes says.
+template <class S>
+struct Ring {
+    using T = Compute<S>;
+    T* memory;
+    int64_t planes, rows, row_length, left, first_row;  // first_row: the image row of the tile's first row, halo included
+
+    T* row(int64_t plane, int64_t image_row) const {
+        return memory + ((plane % planes) * rows + image_row - first_row) * row_length + left;
+    }
+    int64_t elements() const { return planes * rows * row_length; }
+};
+
+template <class T>
+PROSMA_INLINE void clear(T* from, int64_t elements) {
+    for (int64_t i = 0; i < elements; i += LANES<T>) store<T>(from + i, zero<T>());
+}
+
+template <class S>
+void clear_rows(const Ring<S>& ring, int64_t plane, int64_t first, int64_t end) {
+    for (int64_t row = first; row < end; ++row) clear(ring.row(plane, row) - ring.left, ring.row_length);
+}
+
+// Copies one plane's rows of the field, halo included, into the ring, zero-padded.
+template <class S>
+void take_plane(const Plan<S>& plan, const Item& item, const Ring<S>& ring, int64_t plane) {
+    constexpr int L = Plan<S>::L;
+    const Rows<S> rows = rows_of(plan, plan.a.field, item, plane);
+    for (int64_t row = ring.first_row; row < ring.first_row + ring.rows; ++row) {
+        auto* to = ring.row(plane, row);
+        if (row < 0 || row >= plan.a.sizes[HEIGHT]) {
+            clear(to - ring.left, ring.row_length);
+            continue;
+        }
+        const Row<S> from = rows[row];
+        clear(to - ring.left, ring.left);
+        for (int64_t v = 0; v < plan.vectors; ++v) store(to + v * L, from.read(v));
+        clear(to + plan.vectors * L, ring.left);
+    }
+}
+
+// The weights of an item's channels as whole vectors, [dilation][kz][ky][kx], the centres of all kernels added up in
+// the first one's. `flipped` turns every kernel around: the transposed convolution.
+template <class S>
+void take_weights(const Plan<S>& plan, const Item& item, bool flipped, Vector<Compute<S>>* weights) {
+    using T = Compute<S>;
+    const int per_kernel = plan.taps / plan.dilations;
+    const T* weight = static_cast<const T*>(plan.a.weight);
+    const int64_t live = plan.layout.over_channels ? smaller(LANES<T>, plan.a.sizes[CHANNEL] - item.channel) : 1;
+    for (int m = 0; m < plan.dilations; ++m)
+        for (int tap = 0; tap < per_kernel; ++tap) {
+            const int source = flipped ? per_kernel - 1 - tap : tap;
+            const T* first = weight + (m * plan.a.sizes[CHANNEL] + item.channel) * per_kernel + source;
+            Vector<T> lanes = broadcast<T>(*first);
+            for (int lane = 1; lane < live; ++lane) lanes[lane] = first[lane * per_kernel];
+            weights[m * per_kernel + tap] = lanes;
+            if (m > 0 && tap == per_kernel / 2) weights[tap] += lanes;
+        }
+}
+
+// What a row's arithmetic needs of its channels.
+template <class S>
+struct ChannelFactors {
+    using T = Compute<S>;
+    Vector<T> bias, bound, gate, threshold_counts;
+
+    ChannelFactors(const Plan<S>& plan, const Item& item) {
+        const GateArguments& a = plan.a;
+        bias = plan.layout.channel_values(a.bias, item.channel, T(0));
+        const Vector<T> threshold = plan.layout.channel_values(a.threshold, item.channel, T(0));
+        bound = bound_of<T>(threshold);
+        threshold_counts = threshold < 0 ? zero<T>() : broadcast<T>(1);
+        const T* gates = static_cast<const T*>(a.channel_gate);
+        gate = plan.layout.channel_values(gates ? gates + item.batch * a.sizes[CHANNEL] : nullptr, item.channel, T(1));
+    }
+};
+
+// Adds a tensor's rows [first, end) of a plane to those that will be read soon.
+template <class S>
+void want(const Plan<S>& plan, const Tensor& tensor, const Item& item, int64_t plane, int64_t first, int64_t end, Ahead& ahead) {
+    if (!tensor.data || plane < 0 || plane >= plan.a.sizes[DEPTH]) return;
+    const Rows<S> rows = rows_of(plan, tensor, item, plane);
+    for (int64_t row = larger(first, 0); row < smaller(end, plan.a.sizes[HEIGHT]) && ahead.count < Ahead::MOST; ++row)
+        ahead.rows[ahead.count++] = {reinterpret_cast<const char*>(rows[row].start), rows.first.vector_stride * int64_t(sizeof(S))};
+    ahead.vectors = plan.vectors;
+    ahead.at_once = int(ceiling(ahead.count, plan.blocks_in_strip()));
+}
+
+// Calls visit(column, vectors, m, kz, plane it reads) for every part of the stencil around a plane, columns outermost.
+template <class S, class Visit>
+PROSMA_INLINE void for_each_part(const Plan<S>& plan, int64_t plane, const Visit& visit) {
+    for (int64_t column = 0; column < plan.vectors; column += CHUNK)
+        for (int m = 0; m < plan.dilations; ++m)
+            for (int kz = 0; kz < plan.a.kernel_depth; ++kz) {
+                const int64_t source = plane + (kz - plan.a.kernel_depth / 2) * plan.a.dilations[m];
+                if (source < 0 || source >= plan.a.sizes[DEPTH]) continue;
+                visit(column * LANES<Compute<S>>, int(smaller(CHUNK, plan.vectors - column)), m, kz, source);
+            }
+}
+
+// What convolution and correlation share: one strip of one plane, part by part of the stencil.
+template <class S, class Run>
+void for_each_strip_part(const Plan<S>& plan, const Ring<S>& in, const Ring<S>& out, int64_t plane, int64_t first, int64_t end,
+                         Vector<Compute<S>>* weights, Blocks* blocks, const Run& run) {
+    for (int m = 0; m < plan.dilations; ++m) blocks[m].cut(int(end - first), plan.row_dilation(m));
+    for_each_part(plan, plane, [&](int64_t column, int vectors, int m, int kz, int64_t source) {
+        run(Strip<Compute<S>>{in.row(source, first) + column, out.row(plane, first) + column,
+                              weights + (m * plan.a.kernel_depth + kz) * plan.taps_in_plane, plan.taps_of(m, kz), vectors,
+                              plan.row_length},
+            blocks[m]);
+    });
+}
+
+// out += the stencil over `in`, for one plane's rows [first, end).
+template <class S>
+void convolve_strip(const Plan<S>& plan, const Ring<S>& in, const Ring<S>& out, int64_t plane, int64_t first, int64_t end,
+                    Vector<Compute<S>>* weights, Blocks* blocks, Ahead& ahead) {
+    for_each_strip_part(plan, in, out, plane, first, end, weights, blocks,
+                        [&](const Strip<Compute<S>>& strip, const Blocks& cut) { convolve(strip, cut, ahead); });
+}
+
+template <class S>
+void correlate_strip(const Plan<S>& plan, const Ring<S>& in, const Ring<S>& gradient, int64_t plane, int64_t first, int64_t end,
+                     Vector<Compute<S>>* sums, Blocks* blocks) {
+    Ahead nothing;
+    for_each_strip_part(plan, in, gradient, plane, first, end, sums, blocks,
+                        [&](const Strip<Compute<S>>& strip, const Blocks& cut) { correlate(strip, cut, nothing); });
+}
+
+template <class S>
+void fill_with_bias(const Plan<S>& plan, const Ring<S>& ring, int64_t plane, int64_t first, int64_t end, Vector<Compute<S>> bias) {
+    for (int64_t row = first; row < end; ++row) {
+        auto* to = ring.row(plane, row);
+        for (int64_t v = 0; v < plan.vectors; ++v) store(to + v * Plan<S>::L, bias);
+    }
+}
+
+template <class T, Activation ACTIVATION>
+PROSMA_INLINE Vector<T> activate(Vector<T> u) {
+    if constexpr (ACTIVATION == Activation::tanh) return hyperbolic_tangent(u);
+    if constexpr (ACTIVATION == Activation::relu) return u <= 0 ? zero<T>() : u;
+    return u;
+}
+
+// act'(u), given act(u).
+template <class T, Activation ACTIVATION>
+PROSMA_INLINE Vector<T> slope(Vector<T> u, Vector<T> activated) {
+    if constexpr (ACTIVATION == Activation::tanh) return 1 - activated * activated;
+    if constexpr (ACTIVATION == Activation::relu) return u <= 0 ? zero<T>() : broadcast<T>(1);
+    return broadcast<T>(1);
+}
+
+template <class S, Activation ACTIVATION>
+void gate_strip(const Plan<S>& plan, const Item& item, const Ring<S>& z, int64_t plane, int64_t first, int64_t end,
+                const ChannelFactors<S>& factors, bool streaming) {
+    using T = Compute<S>;
+    const bool has_skip = plan.a.skip.data;
+    const Rows<S> outs = rows_of(plan, plan.a.out, item, plane);
+    const Rows<S> skips = rows_of(plan, has_skip ? plan.a.skip : plan.a.out, item, plane);
+    for (int64_t row = first; row < end; ++row) {
+        const T* from = z.row(plane, row);
+        const Row<S> out = outs[row], skip = skips[row];
+        for (int64_t v = 0; v < plan.vectors; ++v) {
+            Vector<T> y = activate<T, ACTIVATION>(shrink<T>(load<T>(from + v * LANES<T>), factors.bound));
+            if (has_skip) y *= skip.read(v);
+            out.write(v, y * factors.gate, streaming);
+        }
+    }
+}
+
+// Scratch memory is laid out by hand: weights, then how strips are cut into blocks, then the rings.
+inline Blocks* fresh_blocks(void* memory, int count) {
+    Blocks* blocks = static_cast<Blocks*>(memory);
+    for (int i = 0; i < count; ++i) blocks[i].rows = 0;
+    return blocks;
+}
+
+template <class T>
+T* first_vector(void* memory) {
+    return reinterpret_cast<T*>((uintptr_t(memory) + VECTOR_BYTES - 1) / VECTOR_BYTES * VECTOR_BYTES);
+}
+
+template <class S>
+size_t scratch_bytes(const Plan<S>& plan, int weight_sets, int block_sets, int64_t rows) {
+    return size_t(weight_sets * plan.taps + 1) * VECTOR_BYTES + size_t(block_sets * plan.dilations) * sizeof(Blocks) +
+           size_t(rows * plan.row_length) * sizeof(Compute<S>);
+}
+
+// The rows of the field that will be copied next: this item's next plane, or the same rows of the next item's first.
+template <class S>
+void want_field(const Plan<S>& plan, const Item& item, const Item& next, bool last_plane, int64_t taken, int64_t first, int64_t end,
+                Ahead& ahead) {
+    if (!last_plane)
+        want(plan, plan.a.field, item, taken, first, end, ahead);
+    else
+        want(plan, plan.a.field, next, next.first_plane, next.first_row + first - item.first_row, next.first_row + end - item.first_row, ahead);
+}
+
+template <class S, Activation ACTIVATION>
+void forward_item(const Plan<S>& plan, int64_t number, void* scratch, bool streaming) {
+    using T = Compute<S>;
+    const Item item = item_of(plan, number);
+    const int64_t rows = item.end_row - item.first_row;
+    auto* weights = static_cast<Vector<T>*>(scratch);
+    auto* blocks = fresh_blocks(weights + plan.taps, plan.dilations);
+    const Ring<S> field = {first_vector<T>(blocks + plan.dilations), plan.ring_planes(), rows + 2 * plan.reach_rows,
+                           plan.row_length, plan.left, item.first_row - plan.reach_rows};
+    const Ring<S> z = {field.memory + field.elements(), 1, rows, plan.row_length, plan.left, item.first_row};
+    take_weights(plan, item, false, weights);
+    const ChannelFactors<S> factors(plan, item);
+
+    const Item next = item_of(plan, smaller(number + 1, plan.items - 1));
+    int64_t taken = larger(0, item.first_plane - plan.reach_planes);
+    for (int64_t plane = item.first_plane; plane < item.end_plane; ++plane) {
+        for (; taken < smaller(plane + plan.reach_planes + 1, plan.a.sizes[DEPTH]); ++taken) take_plane(plan, item, field, taken);
+        for (int64_t first = item.first_row; first < item.end_row; first += STRIP) {
+            const int64_t end = smaller(first + STRIP, item.end_row);
+            Ahead ahead;
+            want(plan, plan.a.skip, item, plane, first, end, ahead);
+            want_field(plan, item, next, plane + 1 == item.end_plane, taken, first, end, ahead);
+            fill_with_bias(plan, z, plane, first, end, factors.bias);
+            convolve_strip(plan, field, z, plane, first, end, weights, blocks, ahead);
+            gate_strip<S, ACTIVATION>(plan, item, z, plane, first, end, factors, streaming);
+        }
+    }
+    if (streaming) finish_streaming();
+}
+
+template <class S>
+int64_t bytes_of(const GateArguments& a) {
+    int64_t bytes = sizeof(S);
+    for (int axis = 0; axis < AXES; ++axis) bytes *= a.sizes[axis];
+    return bytes;
+}
+
+template <class S, Activation ACTIVATION>
+bool forward(const GateArguments& a) {
+    const Plan<S> plan(a, 1, 1);
+    const int64_t rows = plan.tile_rows * (plan.ring_planes() + 1) + 2 * plan.reach_rows * plan.ring_planes();
+    const size_t scratch = scratch_bytes(plan, 1, 1, rows);
+    const bool streaming = bytes_of<S>(a) >= STREAMING_BYTES;
+    return for_each_item(plan.threads(), plan.items, scratch,
+                         [&](int64_t item, void* memory) { forward_item<S, ACTIVATION>(plan, item, memory, streaming); });
+}
+
+// Sums over an item beside those of the weights, in double: they are of one sign after another, and cost a row's end only.
+enum ExtraSums { THRESHOLD_SUM, BIAS_SUM, GATE_SUM, EXTRA_SUMS };
+
+// The tensors that a plane's backward reads and writes.
+template <class S>
+struct BackwardRows {
+    Rows<S> grads, skips, skip_grads;
+    bool has_skip, wants_skip;
+
+    BackwardRows(const Plan<S>& plan, const Item& item, int64_t plane)
+        : has_skip(plan.a.skip.data), wants_skip(plan.a.skip_grad.data) {
+        grads = rows_of(plan, plan.a.grad, item, plane);
+        skips = has_skip ? rows_of(plan, plan.a.skip, item, plane) : grads;
+        skip_grads = wants_skip ? rows_of(plan, plan.a.skip_grad, item, plane) : grads;
+    }
+};
+
+// One row of z becomes dz, in place and padded; if the row is the item's own (not halo), dskip and the sums are made too.
+template <class S, Activation ACTIVATION>
+void gate_row_backward(const Plan<S>& plan, const BackwardRows<S>& tensors, Compute<S>* values, int64_t row,
+                       const ChannelFactors<S>& factors, bool own, bool streaming, double (*sums)[Plan<S>::L]) {
+    using T = Compute<S>;
+    const Row<S> grad = tensors.grads[row], skip = tensors.skips[row], skip_grad = tensors.skip_grads[row];
+    const bool wants_skip = own && tensors.wants_skip;
+    Vector<T> threshold_sum{}, bias_sum{}, gate_sum{};
+    for (int64_t v = 0; v < plan.vectors; ++v) {
+        const Vector<T> pre = load<T>(values + v * LANES<T>), dy = grad.read(v);
+        const Vector<T> u = shrink<T>(pre, factors.bound), activated = activate<T, ACTIVATION>(u);
+        const Vector<T> x = tensors.has_skip ? skip.read(v) : broadcast<T>(1);
+        const Vector<T> du = dy * x * factors.gate * slope<T, ACTIVATION>(u, activated);
+        Vector<T> dz = absolute<T>(pre) <= factors.bound ? zero<T>() : du;
+        Vector<T> dgate = dy * x * activated;
+        if (const int live = grad.live_in(v); live != LANES<T>) {  // beyond the row's end z may be anything, NaN too
+            dz = keep_first<T>(dz, live);
+            dgate = keep_first<T>(dgate, live);
+        }
+        store<T>(values + v * LANES<T>, dz);
+        if (wants_skip) skip_grad.write(v, dy * activated * factors.gate, streaming);
+        bias_sum += dz;
+        threshold_sum += pre < 0 ? dz : -dz;
+        gate_sum += dgate;
+    }
+    clear(values - plan.left, plan.left);
+    clear(values + plan.vectors * LANES<T>, plan.left);
+    if (!own) return;
+    threshold_sum *= factors.threshold_counts;
+    for (int lane = 0; lane < LANES<T>; ++lane) {
+        sums[THRESHOLD_SUM][lane] += threshold_sum[lane];
+        sums[BIAS_SUM][lane] += bias_sum[lane];
+        sums[GATE_SUM][lane] += gate_sum[lane];
+    }
+}
+
+// One plane of dq: the transposed convolution of dz.
+template <class S>
+void transpose_plane(const Plan<S>& plan, const Item& item, const Ring<S>& dz, const Ring<S>& dq, int64_t plane,
+                     Vector<Compute<S>>* flipped, Blocks* blocks, bool streaming) {
+    const Rows<S> rows = rows_of(plan, plan.a.field_grad, item, plane);
+    for (int64_t first = item.first_row; first < item.end_row; first += STRIP) {
+        const int64_t end = smaller(first + STRIP, item.end_row);
+        Ahead nothing;
+        fill_with_bias(plan, dq, plane, first, end, zero<Compute<S>>());
+        convolve_strip(plan, dz, dq, plane, first, end, flipped, blocks, nothing);
+        for (int64_t row = first; row < end; ++row) {
+            const Row<S> to = rows[row];
+            const auto* values = dq.row(plane, row);
+            for (int64_t v = 0; v < plan.vectors; ++v) to.write(v, load(values + v * Plan<S>::L), streaming);
+        }
+    }
+}
+
+// An item's sums, as they wait for the others': one number each, or one a lane where lanes are channels.
+template <class S>
+struct Partials {
+    const Plan<S>& plan;
+    double* memory;
+
+    int64_t slots() const { return plan.layout.over_channels ? Plan<S>::L : 1; }
+    int64_t per_item() const { return (plan.taps + EXTRA_SUMS) * slots(); }
+
+    void keep(int64_t item, const Vector<Compute<S>>* weight_sums, const double (*extra_sums)[Plan<S>::L]) const {
+        double* to = memory + item * per_item();
+        for (int i = 0; i < plan.taps; ++i)
+            for (int64_t slot = 0; slot < slots(); ++slot)
+                *to++ = plan.layout.over_channels ? weight_sums[i][slot] : sum_of_lanes<Compute<S>>(weight_sums[i]);
+        for (int i = 0; i < EXTRA_SUMS; ++i)
+            for (int64_t slot = 0; slot < slots(); ++slot) {
+                *to = extra_sums[i][slot];
+                for (int lane = 1; !plan.layout.over_channels && lane < Plan<S>::L; ++lane) *to += extra_sums[i][lane];
+                ++to;
+            }
+    }
+
+    // Over the tiles of one image and channel, in order.
+    double over_tiles(int64_t batch, int64_t channel, int quantity) const {
+        const int64_t tiles = plan.row_tiles * plan.depth_chunks;
+        const int64_t group = plan.layout.over_channels ? channel / Plan<S>::L : channel;
+        const int64_t slot = plan.layout.over_channels ? channel % Plan<S>::L : 0;
+        double sum = 0;
+        for (int64_t tile = 0; tile < tiles; ++tile)
+            sum += memory[number_of(plan, batch, group, tile) * per_item() + quantity * slots() + slot];
+        return sum;
+    }
+
+    double over_batch(int64_t channel, int quantity) const {
+        double sum = 0;
+        for (int64_t batch = 0; batch < plan.a.sizes[BATCH]; ++batch) sum += over_tiles(batch, channel, quantity);
+        return sum;
+    }
+};
+
+template <class S>
+void reduce(const Plan<S>& plan, const Partials<S>& partials) {
+    using T = Compute<S>;
+    const GateArguments& a = plan.a;
+    const int64_t channels = a.sizes[CHANNEL];
+    const int per_kernel = plan.taps / plan.dilations, centre = per_kernel / 2;
+    for (int64_t c = 0; c < channels; ++c) {
+        if (a.weight_grad)
+            for (int m = 0; m < plan.dilations; ++m)
+                for (int tap = 0; tap < per_kernel; ++tap)
+                    static_cast<T*>(a.weight_grad)[(m * channels + c) * per_kernel + tap] =
+                        T(partials.over_batch(c, tap == centre ? centre : m * per_kernel + tap));
+        if (a.threshold_grad) static_cast<T*>(a.threshold_grad)[c] = T(partials.over_batch(c, plan.taps + THRESHOLD_SUM));
+        if (a.bias_grad) static_cast<T*>(a.bias_grad)[c] = T(partials.over_batch(c, plan.taps + BIAS_SUM));
+        if (a.channel_gate_grad)
+            for (int64_t b = 0; b < a.sizes[BATCH]; ++b)
+                static_cast<T*>(a.channel_gate_grad)[b * channels + c] = T(partials.over_tiles(b, c, plan.taps + GATE_SUM));
+    }
+}
+
+template <class S, Activation ACTIVATION>
+void backward_item(const Plan<S>& plan, int64_t number, void* scratch, bool streaming, const Partials<S>& partials) {
+    using T = Compute<S>;
+    const Item item = item_of(plan, number);
+    const GateArguments& a = plan.a;
+    const bool wants_field = a.field_grad.data;
+    const int64_t height = a.sizes[HEIGHT], depth = a.sizes[DEPTH], rows = item.end_row - item.first_row, reach = plan.reach_rows;
+    auto* weights = static_cast<Vector<T>*>(scratch);
+    auto* flipped = weights + plan.taps;
+    auto* sums = flipped + plan.taps;
+    auto* blocks = fresh_blocks(sums + plan.taps, 3 * plan.dilations);  // for z, the correlation and dq
+    double extra_sums[EXTRA_SUMS][Plan<S>::L] = {};
+    const Ring<S> field = {first_vector<T>(blocks + 3 * plan.dilations), plan.ring_planes(), rows + 4 * reach,
+                           plan.row_length, plan.left, item.first_row - 2 * reach};
+    const Ring<S> dz = {field.memory + field.elements(), plan.ring_planes(), rows + 2 * reach,
+                        plan.row_length, plan.left, item.first_row - reach};
+    const Ring<S> dq = {dz.memory + dz.elements(), 1, rows, plan.row_length, plan.left, item.first_row};
+    take_weights(plan, item, false, weights);
+    if (wants_field) take_weights(plan, item, true, flipped);
+    for (int i = 0; i < plan.taps; ++i) sums[i] = zero<T>();
+    const ChannelFactors<S> factors(plan, item);
+    const Item next = item_of(plan, smaller(number + 1, plan.items - 1));
+
+    // dz is needed as far around the item as dq's taps reach.
+    const int64_t halo_rows = wants_field ? reach : 0, halo_planes = wants_field ? plan.reach_planes : 0;
+    const int64_t first_row = larger(0, item.first_row - halo_rows), end_row = smaller(height, item.end_row + halo_rows);
+    const int64_t end_plane = smaller(depth, item.end_plane + halo_planes);
+    int64_t plane = larger(0, item.first_plane - halo_planes), taken = larger(0, plane - plan.reach_planes);
+    int64_t written = item.first_plane;
+    for (; plane < end_plane; ++plane) {
+        for (; taken < smaller(plane + plan.reach_planes + 1, depth); ++taken) take_plane(plan, item, field, taken);
+        const bool own_plane = item.first_plane <= plane && plane < item.end_plane;
+        const BackwardRows<S> tensors(plan, item, plane);
+        clear_rows(dz, plane, dz.first_row, first_row);
+        clear_rows(dz, plane, end_row, dz.first_row + dz.rows);
+        for (int64_t first = first_row; first < end_row; first += STRIP) {
+            const int64_t end = smaller(first + STRIP, end_row);
+            Ahead ahead;
+            want(plan, a.grad, item, plane, first, end, ahead);
+            want(plan, a.skip, item, plane, first, end, ahead);
+            want_field(plan, item, next, plane + 1 == end_plane, taken, first, end, ahead);
+            fill_with_bias(plan, dz, plane, first, end, factors.bias);
+            convolve_strip(plan, field, dz, plane, first, end, weights, blocks, ahead);
+            for (int64_t row = first; row < end; ++row) {
+                const bool own = own_plane && item.first_row <= row && row < item.end_row;
+                gate_row_backward<S, ACTIVATION>(plan, tensors, dz.row(plane, row), row, factors, own, streaming, extra_sums);
+            }
+            const int64_t own_first = larger(first, item.first_row), own_end = smaller(end, item.end_row);
+            if (own_plane && a.weight_grad && own_first < own_end)
+                correlate_strip(plan, field, dz, plane, own_first, own_end, sums, blocks + plan.dilations);
+        }
+        if (!wants_field) continue;
+        // A plane of dq can be made once dz reaches beyond it; at the end of the depth, all that are left can.
+        const int64_t ready = plane + 1 == depth ? depth : plane + 1 - plan.reach_planes;
+        for (; written < smaller(ready, item.end_plane); ++written)
+            transpose_plane(plan, item, dz, dq, written, flipped, blocks + 2 * plan.dilations, streaming);
+    }
+    partials.keep(number, sums, extra_sums);
+    if (streaming) finish_streaming();
+}
+
+template <class S, Activation ACTIVATION>
+bool backward(const GateArguments& a) {
+    const Plan<S> plan(a, 2, 2);
+    const int64_t ring = plan.ring_planes();
+    const int64_t rows = plan.tile_rows * (2 * ring + 1) + 6 * plan.reach_rows * ring;
+    const size_t scratch = scratch_bytes(plan, 3, 3, rows);
+    const bool streaming = bytes_of<S>(a) >= STREAMING_BYTES;
+    Scratch memory;
+    Partials<S> partials{plan, nullptr};
+    partials.memory = static_cast<double*>(memory.at_least(size_t(larger(plan.items, 1) * partials.per_item()) * sizeof(double)));
+    if (!partials.memory) return false;
+    if (!for_each_item(plan.threads(), plan.items, scratch, [&](int64_t item, void* own) {
+            backward_item<S, ACTIVATION>(plan, item, own, streaming, partials);
+        }))
+        return false;
+    reduce(plan, partials);
+    return true;
+}
+
+template <class S>
+bool forward_of_type(const GateArguments& a) {
+    switch (a.activation) {
+        case Activation::tanh: return forward<S, Activation::tanh>(a);
+        case Activation::relu: return forward<S, Activation::relu>(a);
+        default: return forward<S, Activation::identity>(a);
+    }
+}
+
+template <class S>
+bool backward_of_type(const GateArguments& a) {
+    switch (a.activation) {
+        case Activation::tanh: return backward<S, Activation::tanh>(a);
+        case Activation::relu: return backward<S, Activation::relu>(a);
+        default: return backward<S, Activation::identity>(a);
+    }
+}
+
+}  // namespace
+
+bool proximal_gate_forward(const GateArguments& a) {
+    switch (a.type) {
+        case DataType::float64: return forward_of_type<double>(a);
+        case DataType::float16: return forward_of_type<Float16>(a);
+        case DataType::bfloat16: return forward_of_type<BFloat16>(a);
+        default: return forward_of_type<float>(a);
+    }
+}
+
+bool proximal_gate_backward(const GateArguments& a) {
+    switch (a.type) {
+        case DataType::float64: return backward_of_type<double>(a);
+        case DataType::float16: return backward_of_type<Float16>(a);
+        case DataType::bfloat16: return backward_of_type<BFloat16>(a);
+        default: return backward_of_type<float>(a);
+    }
+}
+
+}  // namespace prosma::PROSMA_LEVEL

@@ -1,0 +1,307 @@
+// The two inner loops of a dilated depthwise convolution, on zero-padded rows in scratch memory.
+//
+// A block is ROWS output rows that lie `dilation` apart: y, y + d, y + 2d, ... Their taps read the rows between
+// y - d and y + ROWS * d of the same residue only, so each loaded vector serves up to three outputs and each weight
+// stays in its register: 72 multiply-adds for 30 loads at ROWS = 8, where a loop over taps would need 72 loads. What
+// counts is loads that straddle a cache line: they cost two, and all horizontal taps do.
+//
+// The same code serves both layouts. Where lanes run along the width, a horizontal tap is a shift by `dilation`
+// elements; where they run over channels, by `dilation` whole vectors. Weights come as whole vectors either way.
+#pragma once
+
+#include "vector.h"
+
+namespace prosma::PROSMA_LEVEL {
+
+constexpr int MOST_ROWS = 8;
+
+struct Taps {
+    int size;             // taps in a direction: 1, 3, 5, ...
+    int64_t shift;        // elements between horizontal neighbours
+    int64_t row_step;     // elements between vertical neighbours: dilation * length of a scratch row
+    bool skip_centre;     // the centre tap of this kernel has been folded into another's
+};
+
+// Hides from the compiler where a pointer came from. Otherwise it keeps an address a load (thirty of them, in memory for
+// lack of registers) instead of adding a row step: 180 extra instructions on a block's 136 multiply-adds.
+template <class T>
+PROSMA_INLINE void forget_origin(T*& pointer) {
+    asm("" : "+r"(pointer));
+}
+
+// A vector and its neighbours `shift` elements to the left and right. Where the shift is shorter than a vector they are
+// cut out of three aligned loads; where it is a whole number of vectors, plain loads are aligned anyway.
+template <class T, bool WINDOWED>
+struct Neighbourhood {
+    int64_t shift;
+    Mask<T> left_lanes, right_lanes;
+
+    explicit Neighbourhood(int64_t elements) : shift(elements) {
+        left_lanes = lane_numbers<T>() + int(LANES<T> - shift);
+        right_lanes = lane_numbers<T>() + int(shift);
+    }
+
+    PROSMA_INLINE void load_three(const T* from, Vector<T>* values) const {
+        if constexpr (WINDOWED) {
+            const Vector<T> before = load<T>(from - LANES<T>), here = load<T>(from), after = load<T>(from + LANES<T>);
+            values[0] = window(before, here, left_lanes);
+            values[1] = here;
+            values[2] = window(here, after, right_lanes);
+        } else {
+            values[0] = load<T>(from - shift);
+            values[1] = load<T>(from);
+            values[2] = load<T>(from + shift);
+        }
+    }
+};
+
+// out[row] += the kernel over `in`, for ROWS rows and `vectors` vectors of each. `in` points at the centre tap of out's
+// first row.
+template <class T, int ROWS, bool SKIP_CENTRE, bool WINDOWED>
+PROSMA_INLINE void convolve_block(const T* in, T* out, const Vector<T>* weight, const Taps& taps, int vectors) {
+    constexpr int L = LANES<T>;
+    const Neighbourhood<T, WINDOWED> neighbourhood(taps.shift);
+    const int64_t row_step = taps.row_step;
+    Vector<T> kernel[3][3];
+    for (int tap = 0; tap < 9; ++tap) kernel[tap / 3][tap % 3] = weight[tap];
+    in -= row_step;
+    for (int v = 0; v < vectors; ++v, in += L, out += L) {
+        Vector<T> sums[ROWS];
+        T* to = out;
+#pragma GCC unroll 8
+        for (int row = 0; row < ROWS; ++row, to += row_step, forget_origin(to)) sums[row] = load<T>(to);
+        const T* from = in;
+#pragma GCC unroll 16
+        for (int source = 0; source < ROWS + 2; ++source, from += row_step, forget_origin(from)) {
+            Vector<T> values[3];
+            neighbourhood.load_three(from, values);
+#pragma GCC unroll 3
+            for (int kx = 0; kx < 3; ++kx)
+#pragma GCC unroll 3
+                for (int ky = 0; ky < 3; ++ky) {
+                    const int row = source - ky;
+                    if (row < 0 || row >= ROWS || (SKIP_CENTRE && kx == 1 && ky == 1)) continue;
+                    sums[row] += kernel[ky][kx] * values[kx];
+                }
+        }
+        to = out;
+#pragma GCC unroll 8
+        for (int row = 0; row < ROWS; ++row, to += row_step, forget_origin(to)) store<T>(to, sums[row]);
+    }
+}
+
+// weight_sums[tap] += sum over ROWS rows of gradient * in shifted by the tap: the gradient of the weights, a vector a tap.
+template <class T, int ROWS, bool SKIP_CENTRE, bool WINDOWED>
+PROSMA_INLINE void correlate_block(const T* in, const T* gradient, Vector<T>* weight_sums, const Taps& taps, int vectors) {
+    constexpr int L = LANES<T>;
+    const Neighbourhood<T, WINDOWED> neighbourhood(taps.shift);
+    const int64_t row_step = taps.row_step;
+    Vector<T> sums[3][3] = {};
+    in -= row_step;
+    for (int v = 0; v < vectors; ++v, in += L, gradient += L) {
+        Vector<T> gradients[ROWS];
+        const T* of = gradient;
+#pragma GCC unroll 8
+        for (int row = 0; row < ROWS; ++row, of += row_step, forget_origin(of)) gradients[row] = load<T>(of);
+        const T* from = in;
+#pragma GCC unroll 16
+        for (int source = 0; source < ROWS + 2; ++source, from += row_step, forget_origin(from)) {
+            Vector<T> values[3];
+            neighbourhood.load_three(from, values);
+#pragma GCC unroll 3
+            for (int kx = 0; kx < 3; ++kx)
+#pragma GCC unroll 3
+                for (int ky = 0; ky < 3; ++ky) {
+                    const int row = source - ky;
+                    if (row < 0 || row >= ROWS || (SKIP_CENTRE && kx == 1 && ky == 1)) continue;
+                    sums[ky][kx] += gradients[row] * values[kx];
+                }
+        }
+    }
+    for (int tap = 0; tap < 9; ++tap) weight_sums[tap] += sums[tap / 3][tap % 3];
+}
+
+// Sizes beyond 3 have more weights than there are registers. There the taps are taken eight at a time - k * k - 1, the
+// taps without the centre, is always a multiple of eight - and the centre by itself.
+constexpr int TAPS_AT_ONCE = 8;
+
+PROSMA_INLINE void offsets_of(const Taps& taps, int first, int count, int64_t* offsets, int* numbers) {
+    const int centre = taps.size * taps.size / 2, reach = taps.size / 2;
+    for (int i = 0; i < count; ++i) {
+        const int tap = count == 1 ? centre : first + i + (first + i >= centre);
+        numbers[i] = tap;
+        offsets[i] = (tap / taps.size - reach) * taps.row_step + (tap % taps.size - reach) * taps.shift;
+    }
+}
+
+template <class T, int COUNT>
+PROSMA_INLINE void convolve_taps(const T* in, T* out, const Vector<T>* weight, const Taps& taps, int first, int rows, int vectors) {
+    int64_t offsets[COUNT];
+    int numbers[COUNT];
+    offsets_of(taps, first, COUNT, offsets, numbers);
+    Vector<T> kernel[COUNT];
+    for (int i = 0; i < COUNT; ++i) kernel[i] = weight[numbers[i]];
+    for (int row = 0; row < rows; ++row)
+        for (int v = 0; v < vectors; ++v) {
+            const T* from = in + row * taps.row_step + v * LANES<T>;
+            T* to = out + row * taps.row_step + v * LANES<T>;
+            Vector<T> sums[2] = {load<T>(to), zero<T>()};  // two chains of additions hide half of their latency
+#pragma GCC unroll 8
+            for (int i = 0; i < COUNT; ++i) sums[i % 2] += kernel[i] * load<T>(from + offsets[i]);
+            store<T>(to, COUNT > 1 ? sums[0] + sums[1] : sums[0]);
+        }
+}
+
+template <class T, int COUNT>
+PROSMA_INLINE void correlate_taps(const T* in, const T* gradient, Vector<T>* weight_sums, const Taps& taps, int first, int rows, int vectors) {
+    int64_t offsets[COUNT];
+    int numbers[COUNT];
+    offsets_of(taps, first, COUNT, offsets, numbers);
+    Vector<T> sums[COUNT] = {};
+    for (int row = 0; row < rows; ++row)
+        for (int v = 0; v < vectors; ++v) {
+            const T* from = in + row * taps.row_step + v * LANES<T>;
+            const Vector<T> value = load<T>(gradient + row * taps.row_step + v * LANES<T>);
+#pragma GCC unroll 8
+            for (int i = 0; i < COUNT; ++i) sums[i] += value * load<T>(from + offsets[i]);
+        }
+    for (int i = 0; i < COUNT; ++i) weight_sums[numbers[i]] += sums[i];
+}
+
+template <class T>
+__attribute__((noinline)) void convolve_any_rows(const T* in, T* out, const Vector<T>* weight, const Taps& taps, int rows, int vectors) {
+    for (int first = 0; first < taps.size * taps.size - 1; first += TAPS_AT_ONCE)
+        convolve_taps<T, TAPS_AT_ONCE>(in, out, weight, taps, first, rows, vectors);
+    if (!taps.skip_centre) convolve_taps<T, 1>(in, out, weight, taps, 0, rows, vectors);
+}
+
+template <class T>
+__attribute__((noinline)) void correlate_any_rows(const T* in, const T* gradient, Vector<T>* sums, const Taps& taps, int rows, int vectors) {
+    for (int first = 0; first < taps.size * taps.size - 1; first += TAPS_AT_ONCE)
+        correlate_taps<T, TAPS_AT_ONCE>(in, gradient, sums, taps, first, rows, vectors);
+    if (!taps.skip_centre) correlate_taps<T, 1>(in, gradient, sums, taps, 0, rows, vectors);
+}
+
+// How a strip of rows is cut into blocks of one dilation: residue by residue, in blocks of nearly equal height.
+constexpr int MOST_BLOCKS = 24;  // rows of a strip: even of one row each, no more are needed
+
+struct Blocks {
+    int rows = 0;             // of the strip
+    int count[MOST_ROWS + 1]; // blocks of each height
+    int first_row[MOST_ROWS + 1][MOST_BLOCKS];
+
+    void cut(int strip_rows, int64_t dilation) {
+        if (rows == strip_rows) return;
+        rows = strip_rows;
+        for (int height = 1; height <= MOST_ROWS; ++height) count[height] = 0;
+        for (int residue = 0; residue < dilation && residue < rows; ++residue) {
+            const int lines = int((rows - residue + dilation - 1) / dilation);
+            const int blocks = (lines + MOST_ROWS - 1) / MOST_ROWS;
+            for (int b = 0, done = 0; b < blocks; ++b) {
+                const int height = (lines - done) / (blocks - b);
+                first_row[height][count[height]++] = residue + done * int(dilation);
+                done += height;
+            }
+        }
+    }
+};
+
+// Rows that will be read soon. The stencil asks memory for a few between its blocks, because reading and computing
+// would otherwise take turns.
+struct Ahead {
+    struct Wanted {
+        const char* start;
+        int64_t step;  // bytes between vectors
+    };
+    static constexpr int MOST = 4 * MOST_BLOCKS;
+    Wanted rows[MOST];
+    int count = 0, next = 0, at_once = 1;
+    int64_t vectors = 0;
+
+    PROSMA_INLINE void fetch_some() {
+        for (int budget = at_once; budget > 0 && next < count; --budget, ++next)
+            for (int64_t v = 0; v < vectors; ++v) __builtin_prefetch(rows[next].start + v * rows[next].step, 0, 2);
+    }
+};
+
+// All blocks of one height in one call, so that weights are loaded once and the strip's overhead is small.
+template <class T>
+struct Strip {
+    const T* in;
+    T* out;              // sums, or in a correlation the gradient (read only)
+    Vector<T>* weights;  // or the sums of their gradients
+    Taps taps;
+    int vectors;
+    int64_t row_length;
+};
+
+template <class T, int ROWS, bool SKIP_CENTRE, bool WINDOWED>
+__attribute__((noinline)) void convolve_blocks(const Strip<T>& strip, const int* first_row, int count, Ahead& ahead) {
+    for (int block = 0; block < count; ++block) {
+        const int64_t offset = first_row[block] * strip.row_length;
+        convolve_block<T, ROWS, SKIP_CENTRE, WINDOWED>(strip.in + offset, strip.out + offset, strip.weights, strip.taps, strip.vectors);
+        ahead.fetch_some();
+    }
+}
+
+template <class T, int ROWS, bool SKIP_CENTRE, bool WINDOWED>
+__attribute__((noinline)) void correlate_blocks(const Strip<T>& strip, const int* first_row, int count, Ahead& ahead) {
+    for (int block = 0; block < count; ++block) {
+        const int64_t offset = first_row[block] * strip.row_length;
+        correlate_block<T, ROWS, SKIP_CENTRE, WINDOWED>(strip.in + offset, strip.out + offset, strip.weights, strip.taps, strip.vectors);
+        ahead.fetch_some();
+    }
+}
+
+template <class T, int ROWS>
+void convolve_any_blocks(const Strip<T>& strip, const int* first_row, int count, Ahead& ahead) {
+    for (int block = 0; block < count; ++block) {
+        const int64_t offset = first_row[block] * strip.row_length;
+        convolve_any_rows<T>(strip.in + offset, strip.out + offset, strip.weights, strip.taps, ROWS, strip.vectors);
+        ahead.fetch_some();
+    }
+}
+
+template <class T, int ROWS>
+void correlate_any_blocks(const Strip<T>& strip, const int* first_row, int count, Ahead& ahead) {
+    for (int block = 0; block < count; ++block) {
+        const int64_t offset = first_row[block] * strip.row_length;
+        correlate_any_rows<T>(strip.in + offset, strip.out + offset, strip.weights, strip.taps, ROWS, strip.vectors);
+        ahead.fetch_some();
+    }
+}
+
+// Which of the forms above serves these taps.
+template <class T, int ROWS>
+void convolve_height(const Strip<T>& strip, const Blocks& blocks, Ahead& ahead) {
+    if (!blocks.count[ROWS]) return;
+    const bool windowed = HAS_WINDOWS && strip.taps.shift < LANES<T>, skip = strip.taps.skip_centre;
+    const auto run = strip.taps.size != 3 ? &convolve_any_blocks<T, ROWS>
+                     : windowed           ? (skip ? &convolve_blocks<T, ROWS, true, HAS_WINDOWS> : &convolve_blocks<T, ROWS, false, HAS_WINDOWS>)
+                                          : (skip ? &convolve_blocks<T, ROWS, true, false> : &convolve_blocks<T, ROWS, false, false>);
+    run(strip, blocks.first_row[ROWS], blocks.count[ROWS], ahead);
+}
+
+template <class T, int ROWS>
+void correlate_height(const Strip<T>& strip, const Blocks& blocks, Ahead& ahead) {
+    if (!blocks.count[ROWS]) return;
+    const bool windowed = HAS_WINDOWS && strip.taps.shift < LANES<T>, skip = strip.taps.skip_centre;
+    const auto run = strip.taps.size != 3 ? &correlate_any_blocks<T, ROWS>
+                     : windowed           ? (skip ? &correlate_blocks<T, ROWS, true, HAS_WINDOWS> : &correlate_blocks<T, ROWS, false, HAS_WINDOWS>)
+                                          : (skip ? &correlate_blocks<T, ROWS, true, false> : &correlate_blocks<T, ROWS, false, false>);
+    run(strip, blocks.first_row[ROWS], blocks.count[ROWS], ahead);
+}
+
+template <class T, int ROWS = MOST_ROWS>
+void convolve(const Strip<T>& strip, const Blocks& blocks, Ahead& ahead) {
+    convolve_height<T, ROWS>(strip, blocks, ahead);
+    if constexpr (ROWS > 1) convolve<T, ROWS - 1>(strip, blocks, ahead);
+}
+
+template <class T, int ROWS = MOST_ROWS>
+void correlate(const Strip<T>& strip, const Blocks& blocks, Ahead& ahead) {
+    correlate_height<T, ROWS>(strip, blocks, ahead);
+    if constexpr (ROWS > 1) correlate<T, ROWS - 1>(strip, blocks, ahead);
+}
+
+}  // namespace prosma::PROSMA_LEVEL

@@ -1,0 +1,42 @@
+"""Fused operators for medical image segmentation, and the networks built from them.
+
+`import prosma_ops` compiles nothing, touches no device and does not import torch: each name is loaded when it is
+first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = ["explain", "nn", "proximal_gate", "reference", "soft_threshold", "testing", "use_backend"]
+
+if TYPE_CHECKING:
+    from . import nn, reference, testing
+    from .backends import explain, use_backend
+    from .ops import proximal_gate, soft_threshold
+
+_HOME = {
+    "explain": ".backends",
+    "use_backend": ".backends",
+    "proximal_gate": ".ops",
+    "soft_threshold": ".ops",
+}
+_ROOMS = ("nn", "reference", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name], __name__), name)
+    elif name in _ROOMS:
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,84 @@
+"""The command `prosma-ops`: check | doctor. Each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return 2
+    try:
+        return int(options.run(options))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="prosma-ops", description="Fused operators for medical image segmentation.")
+    parser.add_argument("--version", action="version", version=f"prosma-ops {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    check = commands.add_parser(
+        "check",
+        help="compare every implementation with float64",
+        description="Compare every implementation that can run here with the float64 reference: forward and every"
+        " gradient, in every dtype and layout. Exit status 1 if anything fails. Without a GPU, Triton's kernels run"
+        " under its interpreter.",
+    )
+    check.add_argument(
+        "--device", default=None, help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)"
+    )
+    check.add_argument("--operator", action="append", metavar="NAME", help="only this operator (may be repeated)")
+    check.add_argument("--backend", action="append", choices=BACKENDS, help="only this backend (may be repeated)")
+    check.add_argument("--size", choices=("tiny", "full"), default="full", help="how many cases, and how large")
+    check.add_argument("--json", type=Path, metavar="FILE", help="also write every comparison to FILE")
+    check.add_argument(
+        "--self-test", action="store_true", help="plant errors into every implementation: each must be reported"
+    )
+    check.set_defaults(run=run_check)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what is installed, which backends can run, and why others cannot",
+        description="What is installed here and which backends can run. Made to be pasted into a bug report: it"
+        " prints no user names and no paths outside the package.",
+    )
+    doctor.set_defaults(run=run_doctor)
+    return parser
+
+
+def run_check(options: argparse.Namespace) -> int:
+    import torch
+
+    from .testing import check
+
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device is {name!r}, which cannot be used here: {str(error).splitlines()[0]}") from None
+    request = check.Request(device, options.operator, options.backend, options.size, options.self_test)
+    report = check.run(request)
+    if options.json is not None:
+        options.json.write_text(json.dumps(report.as_json(), indent=1, allow_nan=False) + "\n")
+    print(check.text(report))
+    return 0 if report.passed else 1
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    from . import doctor
+
+    print(doctor.text())
+    return 0

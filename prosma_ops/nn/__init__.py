@@ -1,0 +1,5 @@
+"""Modules with parameters, built on the operators."""
+
+from .proximal_gate import ProximalGate
+
+__all__ = ["ProximalGate"]

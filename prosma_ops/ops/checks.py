@@ -1,0 +1,87 @@
+"""What public functions ask of their arguments. Every message names the argument, what came, and what would do.
+
+All of it is metadata (types, shapes, dtypes, devices): nothing here reads a tensor's values or waits for a device,
+and all of it traces under torch.compile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ..backends import SUPPORTED
+
+_NAMES = "float32, float64, float16 or bfloat16"
+
+
+def plain(name: str, value: Any) -> Tensor:
+    """`value` as a plain tensor: subclasses that only carry extra data (MONAI's MetaTensor) are unwrapped.
+
+    Subclasses with a dispatch of their own (fake, functional, distributed tensors) are left as they are.
+    """
+    kind = type(value)
+    if kind is Tensor or kind is Parameter:
+        return value  # type: ignore[no-any-return]
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {kind.__name__}; it must be a torch.Tensor")
+    if kind.__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl:
+        return value.as_subclass(Tensor)
+    return value
+
+
+def optional(name: str, value: Any) -> Tensor | None:
+    return None if value is None else plain(name, value)
+
+
+def floating(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in SUPPORTED:
+        raise TypeError(f"{name} is {tensor.dtype}; it must be {_NAMES}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} has layout {tensor.layout}; it must be a dense (strided) tensor")
+
+
+def companion(name: str, tensor: Tensor, leader_name: str, leader: Tensor) -> None:
+    """A parameter beside the tensor that sets the dtype: the same device, and that dtype or float32."""
+    if tensor.dtype is not leader.dtype and tensor.dtype is not torch.float32:
+        raise TypeError(
+            f"{name} is {tensor.dtype} beside a {leader_name} of {leader.dtype}; it must be {leader.dtype} or torch.float32"
+        )
+    same_device(name, tensor, leader_name, leader)
+
+
+def same_device(name: str, tensor: Tensor, leader_name: str, leader: Tensor) -> None:
+    if tensor.device != leader.device:
+        raise ValueError(f"{name} is on {tensor.device} and {leader_name} on {leader.device}; they must be on one device")
+
+
+def shape(name: str, tensor: Tensor, expected: Sequence[int], meaning: str) -> None:
+    if tuple(tensor.shape) != tuple(expected):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {meaning} = {tuple(expected)}")
+
+
+def rank(name: str, tensor: Tensor, allowed: Sequence[int], meaning: str) -> None:
+    if tensor.dim() not in allowed:
+        raise ValueError(f"{name} has {tensor.dim()} dimensions, shape {tuple(tensor.shape)}; it must be {meaning}")
+
+
+def choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+
+
+def positive_integers(name: str, values: Any, count: int, meaning: str) -> tuple[int, ...]:
+    """A tuple of `count` integers >= 1."""
+    try:
+        result = tuple(values)
+    except TypeError:
+        raise TypeError(f"{name} is {values!r}; it must be a sequence of integers, {meaning}") from None
+    for value in result:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} is {result}; each must be an integer of at least 1")
+    if len(result) != count:
+        raise ValueError(f"{name} has {len(result)} entries, {result}; it must have {count}: {meaning}")
+    return result

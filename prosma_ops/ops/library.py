@@ -1,0 +1,75 @@
+"""The one `torch.library` namespace, and what every operator's registration has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("prosma_ops", "DEF")
+
+
+def define(
+    schema: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> None:
+    """Register one operator. A schema has no default values: an optional tensor left out breaks the backward.
+
+    The implementation is chosen inside `implementation`, on real tensors, so that a compiled graph holds one
+    operator whichever kernel runs.
+    """
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
+    name = schema[: schema.index("(")]
+    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"prosma_ops::{name}", fake, lib=LIBRARY)
+    torch.library.register_autograd(
+        f"prosma_ops::{name}", backward, setup_context=setup_context, lib=LIBRARY
+    )
+
+
+def not_needed(like: Tensor) -> Tensor:
+    """Stands in a backward operator's results where a gradient was not asked for: schemas have no `Tensor?` results."""
+    return like.new_empty(0)
+
+
+def derivative_of(
+    formula: Callable[..., Sequence[Tensor | None]],
+    tensors: Sequence[Tensor | None],
+    arguments: Sequence[Any],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients of `formula(*tensors, *arguments)`, which is plain PyTorch, for every floating tensor in `tensors`.
+
+    This is how a backward operator gets a second derivative that is right: through the reference. Views keep the
+    tensors' own graph, so a third derivative (create_graph) is right as well.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        aliases = [
+            None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors
+        ]
+        results = formula(*aliases, *arguments)
+        pairs = [
+            (result, grad)
+            for result, grad in zip(results, grads, strict=True)
+            if result is not None and grad is not None and result.requires_grad
+        ]
+        inputs = [alias for alias in aliases if alias is not None]
+        found = iter(
+            torch.autograd.grad(
+                [result for result, _ in pairs],
+                inputs,
+                [grad for _, grad in pairs],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+            if pairs
+            else [None] * len(inputs)
+        )
+    return [None if alias is None else next(found) for alias in aliases]

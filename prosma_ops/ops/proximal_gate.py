@@ -1,0 +1,380 @@
+"""proximal_gate and soft_threshold: schema, shape rule, gradient, and the choice of implementation.
+
+The mathematics stands in `prosma_ops/reference/proximal_gate.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends, native
+from ..backends import Implementation
+from ..reference import proximal_gate as reference
+from ..reference.precision import compute_dtype
+from . import checks
+from .library import define, derivative_of, not_needed
+
+ACTIVATIONS = reference.ACTIVATIONS
+# 2^20 is far beyond any image, and keeps dilation * kernel_size inside 32 bits in every kernel.
+LARGEST_DILATION = 1 << 20
+
+
+def proximal_gate(
+    field: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    skip: Tensor | None = None,
+    channel_gate: Tensor | None = None,
+    *,
+    dilations: Sequence[int],
+    bias: Tensor | None = None,
+    activation: str = "identity",
+) -> Tensor:
+    """Sum of dilated depthwise convolutions, soft-thresholded per channel, gating a skip connection.
+
+    z = sum_m depthwise_conv(field, weight[m], dilation=dilations[m]) + bias, zero-padded to the same size;
+    u = sign(z) * max(|z| - max(threshold, 0), 0);  result = skip * activation(u) * channel_gate.
+
+    Arguments:
+        field: (B, C, H, W) or (B, C, D, H, W), float32, float64, float16 or bfloat16, of any strides.
+        weight: (M, C, k, k) or (M, C, k, k, k), k odd: one depthwise kernel a dilation.
+        threshold: (C,). Where it is negative it counts as 0 and has no gradient.
+        skip: like `field`, or None for 1. Another float dtype is cast to that of `field`.
+        channel_gate: (B, C), or None for 1.
+        dilations: M integers >= 1.
+        bias: (C,), or None for 0.
+        activation: "identity", "tanh" or "relu".
+
+    Weights, thresholds, biases and gates have the dtype of `field` or float32; sums are float32 inside (float64
+    for float64). The result has the shape, the dtype and the memory format of `field`. Differentiable, twice too,
+    in all tensors; nothing but the inputs is kept for the backward.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described; the message names it and says what would do.
+    """
+    field = checks.plain("field", field)
+    weight = checks.plain("weight", weight)
+    threshold = checks.plain("threshold", threshold)
+    skip = checks.optional("skip", skip)
+    channel_gate = checks.optional("channel_gate", channel_gate)
+    bias = checks.optional("bias", bias)
+    dilations = _check(field, weight, threshold, skip, channel_gate, bias, dilations, activation)
+    if skip is not None and skip.dtype is not field.dtype:
+        skip = skip.to(field.dtype)
+    run = reference.proximal_gate if torch.compiler.is_exporting() else _proximal_gate
+    return run(field, weight, threshold, skip, channel_gate, bias, dilations, activation)
+
+
+def soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
+    """sign(x) * max(|x| - max(threshold, 0), 0), with one threshold a channel: the prox of threshold * |x|_1.
+
+    Arguments:
+        x: (B, C, *spatial), of any rank from 2 and any strides.
+        threshold: (C,), of the dtype of `x` or float32. Where it is negative it counts as 0, without gradient.
+    """
+    x = checks.plain("x", x)
+    threshold = checks.plain("threshold", threshold)
+    checks.floating("x", x)
+    checks.floating("threshold", threshold)
+    checks.companion("threshold", threshold, "x", x)
+    if x.dim() < 2:
+        checks.rank("x", x, (2, 3, 4, 5), "(B, C, *spatial), of 2 dimensions or more")
+    checks.shape("threshold", threshold, (x.shape[1],), "(C,) of x")
+    run = reference.soft_threshold if torch.compiler.is_exporting() else _soft_threshold
+    return run(x, threshold) if x.dim() <= 5 else run(x.flatten(4), threshold).reshape(x.shape)
+
+
+def _check(
+    field: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    skip: Tensor | None,
+    channel_gate: Tensor | None,
+    bias: Tensor | None,
+    dilations: Sequence[int],
+    activation: str,
+) -> tuple[int, ...]:
+    checks.floating("field", field)
+    checks.rank("field", field, (4, 5), "(B, C, H, W) or (B, C, D, H, W)")
+    batch, channels, *spatial = field.shape
+    checks.floating("weight", weight)
+    checks.companion("weight", weight, "field", field)
+    checks.rank("weight", weight, (field.dim(),), f"(M, C{', k' * len(spatial)}) for a field of {field.dim()} dimensions")
+    kernels, _, *sizes = weight.shape
+    if kernels < 1:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; it must hold one kernel or more, (M, C, k, ...) with M >= 1")
+    if any(size != sizes[0] for size in sizes) or sizes[0] % 2 == 0:
+        raise ValueError(f"weight has kernels of size {tuple(sizes)}; the size must be odd and the same in every direction")
+    checks.shape("weight", weight, (kernels, channels, *sizes), "(M, C, k, ...) with the C of field")
+    for name, values in (("threshold", threshold), ("bias", bias)):
+        if values is not None:
+            checks.floating(name, values)
+            checks.companion(name, values, "field", field)
+            checks.shape(name, values, (channels,), "(C,) of field")
+    if channel_gate is not None:
+        checks.floating("channel_gate", channel_gate)
+        checks.companion("channel_gate", channel_gate, "field", field)
+        checks.shape("channel_gate", channel_gate, (batch, channels), "(B, C) of field")
+    if skip is not None:
+        checks.floating("skip", skip)
+        checks.same_device("skip", skip, "field", field)
+        checks.shape("skip", skip, field.shape, "the shape of field")
+    checks.choice("activation", activation, ACTIVATIONS)
+    dilations = checks.positive_integers("dilations", dilations, kernels, "one a kernel of weight")
+    if max(dilations) > LARGEST_DILATION:
+        raise ValueError(f"dilations is {dilations}; each must be at most {LARGEST_DILATION}")
+    return dilations
+
+
+# Backend "reference".
+
+
+def _laid_out_as(like: Tensor, values: Tensor) -> Tensor:
+    """`values` in the memory format that `empty_like` gives, which is what the shape rule promises."""
+    out = torch.empty_like(like)
+    return values if values.stride() == out.stride() else out.copy_(values)
+
+
+def _reference_forward(field: Tensor, *arguments: Any) -> Tensor:
+    return _laid_out_as(field, reference.proximal_gate(field, *arguments))
+
+
+def _reference_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *arguments_of_forward, needed = arguments
+    inputs = arguments_of_forward[1:7]
+    found = reference.proximal_gate_backward(*arguments_of_forward)
+    return tuple(
+        _laid_out_as(gradient, values) if wanted else gradient
+        for gradient, values, wanted in zip(empty_gradients(inputs, needed), found, needed, strict=True)
+    )
+
+
+def _reference_soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
+    return _laid_out_as(x, reference.soft_threshold(x, threshold))
+
+
+def _reference_soft_threshold_backward(grad: Tensor, x: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    dx, dthreshold = reference.soft_threshold_backward(grad, x, threshold)
+    return _laid_out_as(x, dx), dthreshold
+
+
+# Backend "cpu": the native library sees pointers and strides. Parameters are small, so it takes them contiguous
+# and in the dtype that it computes in, and gives their gradients likewise.
+
+
+def _cpu_forward(
+    field: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    skip: Tensor | None,
+    channel_gate: Tensor | None,
+    bias: Tensor | None,
+    dilations: Sequence[int],
+    activation: str,
+) -> Tensor:
+    out = torch.empty_like(field)
+    parameters = native.parameters(compute_dtype(field.dtype), weight, threshold, channel_gate, bias)
+    native.required().proximal_gate_forward(
+        *native.work(field),
+        weight.shape[-1],
+        tuple(dilations),
+        ACTIVATIONS.index(activation),
+        *native.placed(field, skip, out),
+        *native.pointers(parameters),
+    )
+    return out
+
+
+def _cpu_backward(
+    grad: Tensor,
+    field: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    skip: Tensor | None,
+    channel_gate: Tensor | None,
+    bias: Tensor | None,
+    dilations: Sequence[int],
+    activation: str,
+    needed: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    gradients = empty_gradients((field, weight, threshold, skip, channel_gate, bias), needed)
+    dfield, dweight, dthreshold, dskip, dgate, dbias = (g if g.numel() else None for g in gradients)
+    dtype = compute_dtype(field.dtype)
+    parameters = native.parameters(dtype, weight, threshold, channel_gate, bias)
+    results = native.parameters(dtype, dweight, dthreshold, dgate, dbias)
+    native.required().proximal_gate_backward(
+        *native.work(field),
+        weight.shape[-1],
+        tuple(dilations),
+        ACTIVATIONS.index(activation),
+        *native.placed(grad, field, skip, dfield, dskip),
+        *native.pointers(parameters),
+        *native.pointers(results),
+    )
+    native.deliver(results, (dweight, dthreshold, dgate, dbias))
+    return tuple(gradients)
+
+
+def _cpu_soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    parameters = native.parameters(compute_dtype(x.dtype), threshold)
+    native.required().soft_threshold_forward(*native.work(x), *native.placed(x, out), *native.pointers(parameters))
+    return out
+
+
+def _cpu_soft_threshold_backward(grad: Tensor, x: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    dx, dthreshold = torch.empty_like(x), torch.empty_like(threshold)
+    dtype = compute_dtype(x.dtype)
+    parameters, results = native.parameters(dtype, threshold), native.parameters(dtype, dthreshold)
+    native.required().soft_threshold_backward(
+        *native.work(x), *native.placed(grad, x, dx), *native.pointers(parameters), *native.pointers(results)
+    )
+    native.deliver(results, (dthreshold,))
+    return dx, dthreshold
+
+
+# Backend "triton": imported when it is first chosen.
+
+
+def _triton(function: str) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        from ..triton_kernels import proximal_gate as kernels
+
+        return getattr(kernels, function)(*arguments)
+
+    return run
+
+
+# The choice, and the registration.
+
+_GATE = backends.register(
+    "proximal_gate",
+    {
+        "reference": Implementation(
+            backends.reference_can_run, {"forward": _reference_forward, "backward": _reference_backward}
+        ),
+        "cpu": Implementation(backends.cpu_can_run, {"forward": _cpu_forward, "backward": _cpu_backward}),
+        "triton": Implementation(
+            backends.triton_can_run, {"forward": _triton("forward"), "backward": _triton("backward")}
+        ),
+        "cuda": Implementation(backends.cuda_can_run("proximal_gate"), {}),
+    },
+)
+_SHRINK = backends.register(
+    "soft_threshold",
+    {
+        "reference": Implementation(
+            backends.reference_can_run,
+            {"forward": _reference_soft_threshold, "backward": _reference_soft_threshold_backward},
+        ),
+        "cpu": Implementation(
+            backends.cpu_can_run, {"forward": _cpu_soft_threshold, "backward": _cpu_soft_threshold_backward}
+        ),
+        "triton": Implementation(
+            backends.triton_can_run,
+            {"forward": _triton("soft_threshold_forward"), "backward": _triton("soft_threshold_backward")},
+        ),
+        "cuda": Implementation(backends.cuda_can_run("soft_threshold"), {}),
+    },
+)
+
+
+def empty_gradients(inputs: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor]:
+    """What the backward fills: like the input (parameters contiguous), and of no size where not asked for."""
+    return [
+        torch.empty_like(tensor) if wanted and tensor is not None else not_needed(inputs[0])
+        for tensor, wanted in zip(inputs, needed, strict=True)
+    ]
+
+
+def _forward(field: Tensor, weight: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
+    return _GATE.run("forward", (field, weight, threshold, *rest[:3]), field, weight, threshold, *rest)
+
+
+def _backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _GATE.run("backward", (*rest[:6], grad), grad, *rest)
+
+
+def _fake_forward(field: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(field)
+
+
+def _fake_backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return tuple(empty_gradients(rest[:6], rest[-1]))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.dilations, ctx.activation = inputs[6:]
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    needed = list(ctx.needs_input_grad[:6])
+    grads = _proximal_gate_backward(grad, *ctx.saved_tensors, ctx.dilations, ctx.activation, needed)
+    return *(g if wanted else None for g, wanted in zip(grads, needed, strict=True)), None, None
+
+
+def _save_of_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:7])
+    ctx.dilations, ctx.activation, ctx.needed = inputs[7:]
+
+
+def _second_gradient(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    wanted = [grad if needed else None for grad, needed in zip(grads, ctx.needed, strict=True)]
+    arguments = (ctx.dilations, ctx.activation)
+    return *derivative_of(reference.proximal_gate_backward, ctx.saved_tensors, arguments, wanted), None, None, None
+
+
+define(
+    "proximal_gate(Tensor field, Tensor weight, Tensor threshold, Tensor? skip, Tensor? channel_gate, Tensor? bias,"
+    " int[] dilations, str activation) -> Tensor",
+    _forward,
+    _fake_forward,
+    setup_context=_save,
+    backward=_gradient,
+)
+define(
+    "proximal_gate_backward(Tensor grad, Tensor field, Tensor weight, Tensor threshold, Tensor? skip,"
+    " Tensor? channel_gate, Tensor? bias, int[] dilations, str activation, bool[] needed)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+    setup_context=_save_of_backward,
+    backward=_second_gradient,
+)
+_proximal_gate = torch.ops.prosma_ops.proximal_gate.default
+_proximal_gate_backward = torch.ops.prosma_ops.proximal_gate_backward.default
+
+
+def _save_shrink(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradient_of_shrink(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _soft_threshold_backward(grad, *ctx.saved_tensors)
+
+
+def _second_gradient_of_shrink(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    return tuple(derivative_of(reference.soft_threshold_backward, ctx.saved_tensors, (), grads))
+
+
+define(
+    "soft_threshold(Tensor x, Tensor threshold) -> Tensor",
+    lambda x, threshold: _SHRINK.run("forward", (x, threshold), x, threshold),
+    _fake_forward,
+    setup_context=_save_shrink,
+    backward=_gradient_of_shrink,
+)
+define(
+    "soft_threshold_backward(Tensor grad, Tensor x, Tensor threshold) -> (Tensor, Tensor)",
+    lambda grad, x, threshold: _SHRINK.run("backward", (x, threshold, grad), grad, x, threshold),
+    lambda grad, x, threshold: (torch.empty_like(x), torch.empty_like(threshold)),
+    setup_context=_save_shrink,
+    backward=_second_gradient_of_shrink,
+)
+_soft_threshold = torch.ops.prosma_ops.soft_threshold.default
+_soft_threshold_backward = torch.ops.prosma_ops.soft_threshold_backward.default

@@ -1,0 +1,151 @@
+"""Plants an error into each implementation's result in turn, to show that the parity runner reports it.
+
+An error goes in where it would arise: into what an implementation's function returns, below the operator's
+dispatch. So a report also proves that the implementation asked for is the one that ran.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from .case import DTYPES, Case, Problem, Suite, dtype_name, suite
+from .parity import Expectation, Implementation, expectation, implementations, judge, operators
+
+Damage = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class Plant:
+    """One planted error. `reported`: the runner named this tensor as wrong, and nothing was wrong without it."""
+
+    operator: str
+    implementation: str
+    dtype: str
+    tensor: str
+    fault: str
+    reported: bool
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def one_element_off(allowed: float) -> Damage:
+    """2.5 tolerances: what is left after the result's own error, at most 1, is still beyond the tolerance."""
+
+    def damage(result: Tensor) -> None:
+        result[(-1,) * result.dim()] += 2.5 * allowed
+
+    return damage
+
+
+def wrong_sign(result: Tensor) -> None:
+    result.neg_()
+
+
+def not_written(result: Tensor) -> None:
+    result[(0,) * result.dim()] = math.nan
+
+
+def faults(allowed: float) -> dict[str, Damage]:
+    return {
+        "one element off": one_element_off(allowed),
+        "wrong sign": wrong_sign,
+        "one element not written": not_written,
+    }
+
+
+@contextmanager
+def planted(operator: str, backend: str, function: str, index: int, damage: Damage) -> Iterator[None]:
+    """Damage the result at `index` of one function of one backend while the block runs."""
+    table = cast(
+        MutableMapping[str, Callable[..., Any]], backends.OPERATORS[operator].implementations[backend].functions
+    )
+    original = table[function]
+
+    def run(*arguments: Any) -> Any:
+        returned = original(*arguments)
+        results = [returned] if isinstance(returned, Tensor) else list(returned)
+        results[index] = results[index].clone()
+        damage(results[index])
+        return results[0] if isinstance(returned, Tensor) else tuple(results)
+
+    table[function] = run
+    try:
+        yield
+    finally:
+        table[function] = original
+
+
+def run(
+    device: torch.device,
+    *,
+    only_operators: Sequence[str] | None = None,
+    only_backends: Sequence[str] = backends.BACKENDS,
+) -> Iterator[Plant]:
+    for operator in operators():
+        if only_operators is not None and operator not in only_operators:
+            continue
+        try:
+            found = suite(operator)
+        except LookupError as error:
+            yield Plant(operator, "all", "", "", "", False, str(error))
+            continue
+        can, _ = implementations(operator, device, only_backends)
+        for dtype in DTYPES if can else ():
+            chosen = _case_with_everything(found, dtype, device)
+            if chosen is None:
+                yield Plant(operator, "all", dtype_name(dtype), "", "", False, "no tiny case has every result")
+                continue
+            for implementation in can:
+                yield from _plants(found, *chosen, implementation)
+
+
+def _case_with_everything(
+    found: Suite, dtype: torch.dtype, device: torch.device
+) -> tuple[Case, Problem, Expectation] | None:
+    """The first tiny case in which each named result exists and is not all zero."""
+    names = [name for results in found.results.values() for name in results]
+    for case in found.cases("tiny"):
+        if case.dtype is dtype:
+            problem = case.build(device)
+            expected = expectation(problem)
+            if all(expected.reference.get(name) is not None and expected.bound(name, dtype) > 0 for name in names):
+                return case, problem, expected
+    return None
+
+
+def _plants(
+    found: Suite, case: Case, problem: Problem, expected: Expectation, implementation: Implementation
+) -> Iterator[Plant]:
+    def plant(tensor: str, fault: str, reported: bool, reason: str) -> Plant:
+        labels = (case.operator, str(implementation), dtype_name(case.dtype))
+        return Plant(*labels, tensor, fault, reported, reason)
+
+    functions = backends.OPERATORS[case.operator].implementations[implementation.backend].functions
+    for unknown in functions.keys() - found.results.keys():
+        yield plant("", "", False, f"function {unknown!r} has no entry in the suite's results")
+    clean = [record for record in judge(case, problem, expected, implementation) if not record.ok]
+    if clean:
+        yield plant(clean[0].tensor, "none planted", False, f"wrong before anything was planted: {clean[0].reason}")
+        return
+    for function, names in found.results.items():
+        for index, name in enumerate(names):
+            for fault, damage in faults(expected.bound(name, _dtype(problem, name))).items():
+                with planted(case.operator, implementation.backend, function, index, damage):
+                    records = judge(case, problem, expected, implementation)
+                report = next((r for r in records if r.tensor == name and not r.ok), None)
+                yield plant(name, fault, report is not None, report.reason if report else "not reported")
+
+
+def _dtype(problem: Problem, name: str) -> torch.dtype:
+    tensor = problem.inputs.get(name.removeprefix("gradient of "))
+    return problem.dtype if tensor is None else tensor.dtype
