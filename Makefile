@@ -5,6 +5,8 @@ PYTHON ?= python3
 # Named in every install together with the extras, or pip may replace torch by another build of gigabytes.
 TORCH ?= torch==2.13.0
 EXTRAS := triton,test,lint
+# In .venv rather than in pip's isolated environment, which is new each time, and with it everything compiled.
+BUILD_TOOLS := "scikit-build-core>=1.0" "pybind11>=3.0" cmake ninja
 
 # Broken C++ must not hide behind the pure-Python fallback.
 PROSMA_REQUIRE_NATIVE ?= 1
@@ -23,10 +25,12 @@ help: ## this list
 
 install: $(INSTALLED) ## .venv with the package, editable, and every tool
 
-# The build directory is kept, so that a change to one kernel compiles that kernel only.
+# build/editable is kept, so that a change to one kernel compiles that kernel only.
 $(INSTALLED): pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --config-settings=build-dir=build/editable "$(TORCH)" --editable ".[$(EXTRAS)]"
+	$(RUN) -m pip install --quiet "$(TORCH)" $(BUILD_TOOLS)
+	$(RUN) -m pip install --quiet --no-build-isolation --config-settings=build-dir=build/editable "$(TORCH)" \
+		--editable ".[$(EXTRAS)]"
 	rm -f $(VENV)/.installed-*
 	touch $@
 

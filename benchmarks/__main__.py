@@ -14,6 +14,8 @@ from typing import Any
 from . import machine, report
 
 HERE = Path(__file__).resolve().parent
+# The compiler's log of one work is thousands of lines.
+QUIET = ("-q", "-p", "no:cacheprovider", "--benchmark-quiet", "--disable-warnings", "--show-capture=no", "--tb=short")
 
 
 def main() -> int:
@@ -53,7 +55,7 @@ def measure(arguments: argparse.Namespace, allocator: str, threads: str) -> tupl
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "results.json"
         targets = [str(HERE / f"{name}.py") for name in arguments.operators] or [str(HERE)]
-        command = [sys.executable, "-m", "pytest", *targets, "-q", "-p", "no:cacheprovider", "--benchmark-quiet", "--disable-warnings"]
+        command = [sys.executable, "-m", "pytest", *targets, *QUIET]
         command += ["--device", arguments.device, "--threads", threads, "--results", str(path)]
         command += ["--short"] * arguments.short + (["-k", arguments.keyword] if arguments.keyword else [])
         print(f"{machine.ALLOCATORS[allocator]}, threads: {threads or 'all'}", flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # The tests turn every warning into an error; here torch's and triton's own are only printed.
     config.addinivalue_line("filterwarnings", "default")
-    config.stash[FILE] = Results(machine.record(config.getoption("--device")))
+    config.stash[FILE] = Results(machine.record(config.getoption("--device")), config.getoption("--results"))
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
@@ -57,7 +56,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for work in metafunc.module.works(setting.device)
             if setting.includes(work)
         ]
-        names = [f"{work.name}, {work.dtype}, {setting.threads} threads".replace("torch.", "") for work, setting in pairs]
+        names = [f"{work.key}, {setting.threads} threads" for work, setting in pairs]
         metafunc.parametrize(("work", "setting"), pairs, ids=names)
 
 
@@ -72,10 +71,3 @@ def results(request: pytest.FixtureRequest) -> Iterator[Results]:
     with capture.global_and_fixture_disabled():
         reporter.ensure_newline()
         reporter.write_line(found.last_line())
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    path: Path | None = session.config.getoption("--results")
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(session.config.stash[FILE].as_json(), indent=1) + "\n")

@@ -16,12 +16,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from prosma_ops import testing
 from prosma_ops.testing import Problem, parity
+from prosma_ops.testing.case import dtype_name
 
 from . import floors, machine, report, timing
 from .floors import Rates
@@ -71,9 +73,15 @@ def expectation(problem: Problem) -> parity.Expectation:
     return parity.Expectation(reference, [eager])
 
 
+# What a rival may exceed the tolerance rule by and still be timed. torch.compile sums the gradients of a threshold in
+# one chain of float32, 1.4 times what the rule allows; leaving it out would only make the comparison easier for us.
+LENIENCE = 10.0
+
+
 def check(problem: Problem, contestant: Contestant, expected: parity.Expectation) -> dict[str, Any]:
     """error: the largest share of what the tolerance rule allows, over the result and all gradients; wrong: why.
 
+    Ours is held to the rule, rivals to LENIENCE times the rule, and the report shows the error of both.
     This is the contestant's first call, and `first` its time: for a compiled one, that of compiling.
     """
     start = time.perf_counter()
@@ -91,7 +99,8 @@ def check(problem: Problem, contestant: Contestant, expected: parity.Expectation
         dtype = parity.expected_dtype(problem, name)
         verdict = testing.compare(found.get(name), reference, expected.eager(name), dtype)
         worst = max(worst, verdict.ratio)
-        if not verdict.ok:
+        lenient = contestant.name != OURS and verdict.ratio <= LENIENCE
+        if not verdict.ok and not lenient:
             reasons.append(f"{name}: {verdict.reason}")
     return {"error": worst if math.isfinite(worst) else None, "wrong": "; ".join(reasons), "first": first}
 
@@ -172,7 +181,7 @@ def run_rounds(
 def record(work: Work, setting: Setting, entries: dict[str, Any], rates: Rates) -> dict[str, Any]:
     return {
         "work": work.name,
-        "dtype": str(work.dtype).removeprefix("torch."),
+        "dtype": dtype_name(work.dtype),
         "device": setting.device,
         "threads": setting.threads,
         "main": setting.main,
@@ -190,23 +199,30 @@ class Results:
     """The records of one process, as they are written for `benchmarks.report`."""
 
     machine: dict[str, Any]
+    path: Path | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
     operator: str = ""
 
     def race(self, benchmark: Any, work: Work, setting: Setting) -> None:
-        """Race one work and keep its record; fails, with no time taken, where our result is wrong."""
+        """Race one work and write its record at once; fails, with no time taken, where our result is wrong."""
         found = race(benchmark, work, setting)
         if work.field_bytes and setting.main:
             found["memory"] = {
                 name: extra_memory(self.operator, work, name, setting) for name in memory_of(work, setting)
             }
         self.records.append({"operator": self.operator, **found})
+        self.write()
         wrong = found["contestants"][OURS]["wrong"]
         if wrong:
             raise AssertionError(f"WRONG, so not timed: {wrong}")
 
     def last_line(self) -> str:
         return report.line(self.records[-1]) if self.records else ""
+
+    def write(self) -> None:
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.as_json(), indent=1) + "\n")
 
     def as_json(self) -> dict[str, Any]:
         return {"machine": self.machine, "records": self.records}
@@ -220,8 +236,8 @@ def memory_of(work: Work, setting: Setting) -> list[str]:
 
 def extra_memory(operator: str, work: Work, name: str, setting: Setting) -> float | None:
     """Measured by `benchmarks.single` in a fresh process; None where the system cannot tell."""
-    command = [sys.executable, "-m", "benchmarks.single", operator, work.name]
-    command += ["--dtype", str(work.dtype).removeprefix("torch."), "--contestant", name, "--device", setting.device]
+    command = [sys.executable, "-m", "benchmarks.single", operator, work.key]
+    command += ["--contestant", name, "--device", setting.device]
     done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr}")

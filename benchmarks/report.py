@@ -71,15 +71,15 @@ def described(target: Target, record: Record) -> str:
     return target.against
 
 
-def judged(record: Record, machine: Mapping[str, Any]) -> bool:
+def judged(record: Record) -> bool:
     """Targets are for the main setting on a CPU; elsewhere the figures are reported without one."""
     return record["device"] == "cpu" and record["allocator"] == "raised" and record.get("main", True)
 
 
-def verdicts(record: Record, machine: Mapping[str, Any]) -> list[Row]:
+def verdicts(record: Record) -> list[Row]:
     """(against, reached, wanted, verdict) for every target of a record."""
     rows: list[Row] = []
-    for target in map(targets.from_json, record["targets"] if judged(record, machine) else ()):
+    for target in map(targets.from_json, record["targets"] if judged(record) else ()):
         value = None if record["contestants"][OURS].get("wrong") else targets.value(target, record)
         reached = targets.reached(target, value)
         verdict = {True: "reached", False: "NOT REACHED", None: "-"}[reached]
@@ -115,17 +115,19 @@ def group(record: Record) -> str:
     return f"{count} thread{'s' if count > 1 else ''}, {ALLOCATORS[record['allocator']]}"
 
 
-def rivals(record: Record) -> list[tuple[str, str, str]]:
-    """(name, time, multiple of ours) of everything else that was timed."""
+def rivals(record: Record) -> list[Row]:
+    """(name, time, multiple of ours) of everything else that was timed, and its error where the rule forbids it."""
     base = record["contestants"][OURS].get("median")
-    rows = []
+    rows: list[Row] = []
     for name, entry in record["contestants"].items():
         if name == OURS:
             continue
         if entry.get("wrong"):
             rows.append((name, "WRONG", entry["wrong"]))
         elif base and entry.get("median"):
-            rows.append((name, duration(entry["median"]), ratio(entry["median"] / base)))
+            error = entry.get("error") or 0
+            excess = (f"its error is {error:.1f} of what is allowed",) if error > 1 else ()
+            rows.append((name, duration(entry["median"]), ratio(entry["median"] / base), *excess))
     return rows
 
 
@@ -152,6 +154,8 @@ def head(machine: Mapping[str, Any]) -> str:
 def details(record: Record) -> list[str]:
     """What else is known: the error, first call, memory, and how many rounds."""
     entry = record["contestants"][OURS]
+    if entry.get("wrong"):
+        return [entry["wrong"]]
     found = []
     if entry.get("error") is not None:
         found.append(f"largest error {entry['error']:.2f} of what is allowed")
@@ -169,7 +173,7 @@ def text(results: Mapping[str, Any]) -> str:
     parts = [head(machine), ""]
     for setting in dict.fromkeys(map(group, records)):
         chosen = [record for record in records if group(record) == setting]
-        parts += [f"{setting}   (measured beside: {typical(chosen)})", *aligned(_rows(chosen, machine)), ""]
+        parts += [f"{setting}   (measured beside: {typical(chosen)})", *aligned(_rows(chosen)), ""]
     summary = targets_table(results)
     if len(summary) > 1:
         parts += ["Targets", *aligned(summary), ""]
@@ -180,7 +184,7 @@ def typical(records: Sequence[Record]) -> str:
     return next((rates(record) for record in records if rates(record)), "no floors: there is no native library")
 
 
-def _rows(records: Sequence[Record], machine: Mapping[str, Any]) -> list[Row]:
+def _rows(records: Sequence[Record]) -> list[Row]:
     rows: list[Row] = [("work", "against", "time", "/ ours")]
     for record in records:
         rows.append((title(record), OURS, ours(record), ""))
@@ -193,8 +197,17 @@ def _rows(records: Sequence[Record], machine: Mapping[str, Any]) -> list[Row]:
 def targets_table(results: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = [("work", "against", "measured", "target", "")]
     for record in results["records"]:
-        for number, row in enumerate(verdicts(record, results["machine"])):
+        for number, row in enumerate(verdicts(record)):
             rows.append((record["work"] if number == 0 else "", *row))
+    return rows
+
+
+def summary_rows(results: Mapping[str, Any]) -> list[Row]:
+    """One line a work: our time, the best rival's as a multiple of it, and the share of the floor that binds."""
+    rows: list[Row] = [("work", "time", "best of the others", "floor reached")]
+    for record in results["records"]:
+        name, time, _, best, floor = _cells(record)
+        rows.append((f"{name}, {group(record)}", time, best, floor))
     return rows
 
 
@@ -215,18 +228,17 @@ def aligned(rows: Sequence[Row]) -> list[str]:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The table for the README: the main setting, one line a work."""
-    records = [record for record in results["records"] if judged(record, results["machine"]) or record["device"] == "cuda"]
+    records = [record for record in results["records"] if judged(record) or record["device"] == "cuda"]
     machine = results["machine"]
     columns = ["work", "time", "eager", "best of the others", "floor reached"]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    for record in records:
-        lines.append("| " + " | ".join(_markdown_cells(record)) + " |")
+    lines += ["| " + " | ".join(_cells(record)) + " |" for record in records]
     where = f"{machine['device']}, torch {machine['versions']['torch']}, {group(records[0])}" if records else ""
     note = "Times are medians of interleaved rounds; the other columns are the rival's time divided by ours."
     return "\n".join([*lines, "", f"{where}. {note}" if where else note])
 
 
-def _markdown_cells(record: Record) -> list[str]:
+def _cells(record: Record) -> list[str]:
     found = targets.medians(record)
     base = found.get(OURS)
     if record["contestants"][OURS].get("wrong") or not base:

@@ -1,6 +1,6 @@
 """One contestant's run in a process of its own: for its peak memory, and for profilers.
 
-    python -m benchmarks.single OPERATOR WORK [--contestant NAME] [--device cuda] [--purpose memory|profile|sanitize]
+    python -m benchmarks.single OPERATOR "WORK, DTYPE" [--contestant NAME] [--device cuda] [--purpose PURPOSE]
 
 memory    prints {"tensors": ...}: the extra peak memory in tensors of the field's size, results included
 profile   the work once, between cudaProfilerStart and cudaProfilerStop
@@ -29,13 +29,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.single")
     parser.add_argument("operator")
     parser.add_argument("work")
-    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--contestant", default=OURS)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--purpose", choices=("memory", "profile", "sanitize"), default="memory")
     arguments = parser.parse_args()
     module = importlib.import_module(f".{arguments.operator}", __package__)
-    work = of_operator(module, arguments.device)[f"{arguments.work}, {arguments.dtype}"]
+    work = of_operator(module, arguments.device)[arguments.work]
     device = torch.device(arguments.device)
     if arguments.purpose == "memory":
         print(json.dumps({"tensors": extra_memory(work, arguments.contestant, device)}))

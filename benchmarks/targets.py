@@ -37,9 +37,7 @@ def from_json(values: Mapping[str, Any]) -> Target:
 
 def medians(record: Mapping[str, Any]) -> dict[str, float]:
     """Seconds by contestant, of those that have a time."""
-    return {
-        name: entry["median"] for name, entry in record["contestants"].items() if entry.get("median") is not None
-    }
+    return {name: entry["median"] for name, entry in record["contestants"].items() if entry.get("median") is not None}
 
 
 def best_of_others(record: Mapping[str, Any]) -> str | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prosma_ops.testing import Problem
+from prosma_ops.testing.case import dtype_name
 from prosma_ops.testing.layouts import channels_last
 
 from .targets import OURS, Target
@@ -50,11 +51,16 @@ class Work:
     field_bytes: int = 0  # what extra memory is counted in; 0: memory is not measured
     calls: int = 1  # a round times this many calls
     short: bool = True  # belongs to short runs
+    profiled: bool = False  # worth a look with a profiler
     every_setting: bool = True  # False: only with all threads and raised allocator thresholds
 
     def problem(self, device: torch.device, size: tuple[int, ...] | None = None) -> Problem:
         made = self.build(size or self.size, self.dtype, device)
         return made if self.training else dataclasses.replace(made, grads=())
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}, {dtype_name(self.dtype)}"
 
     @property
     def tiny(self) -> tuple[int, ...]:
@@ -88,7 +94,7 @@ def runner(problem: Problem, contestant: Contestant) -> Callable[[], Any]:
     function, settings = contestant.function, problem.settings
     if contestant.prepare is not None:
         inputs = contestant.prepare(inputs)
-    if not problem.grads:
+    if not problem.grads or not contestant.rival:
         return lambda: function(**inputs, **settings)
     wanted = [tensor for tensor in inputs.values() if isinstance(tensor, Tensor) and tensor.requires_grad]
     grads = [contestant.arrange(grad) for grad in problem.grads]
@@ -114,5 +120,5 @@ def as_function(contestant: Contestant) -> Callable[..., Any]:
 
 
 def of_operator(module: Any, device: str) -> Mapping[str, Work]:
-    """The works of `benchmarks/<operator>.py` for a device, by name and dtype."""
-    return {f"{work.name}, {work.dtype}".replace("torch.", ""): work for work in module.works(device)}
+    """The works of `benchmarks/<operator>.py` for a device, by key."""
+    return {work.key: work for work in module.works(device)}

@@ -16,7 +16,7 @@ __all__ = ["explain", "nn", "proximal_gate", "reference", "soft_threshold", "tes
 if TYPE_CHECKING:
     from . import nn, reference, testing
     from .backends import explain, use_backend
-    from .ops import proximal_gate, soft_threshold
+    from .ops.proximal_gate import proximal_gate, soft_threshold
 
 _HOME = {
     "explain": ".backends",

@@ -45,7 +45,7 @@ class Operator:
     name: str
     implementations: Mapping[str, Implementation] = field(default_factory=dict)
 
-    def run(self, function: str, tensors: Tensors, *arguments: Any) -> Any:
+    def run(self, function: str, tensors: Tensors, arguments: Sequence[Any]) -> Any:
         """Call `function` of the implementation that the current setting chooses for `tensors`."""
         return choose(self, tensors).functions[function](*arguments)
 
@@ -112,8 +112,11 @@ def choose(operator: Operator, tensors: Tensors) -> Implementation:
 
 
 def automatic_order(tensors: Tensors) -> Sequence[str]:
-    device = next(tensor.device.type for tensor in tensors if tensor is not None)
-    return AUTOMATIC_ORDER.get(device, ("reference",))
+    return AUTOMATIC_ORDER.get(leader(tensors).device.type, ("reference",))
+
+
+def leader(tensors: Tensors) -> Tensor:
+    return tensors[0] if tensors[0] is not None else next(tensor for tensor in tensors if tensor is not None)
 
 
 class Explanation(dict[str, Verdict]):
@@ -163,7 +166,7 @@ def reference_can_run(tensors: Tensors) -> Verdict:
 
 def cpu_can_run(tensors: Tensors) -> Verdict:
     for tensor in tensors:
-        if tensor is not None and tensor.device.type != "cpu":
+        if tensor is not None and not tensor.is_cpu:
             return Verdict(False, f"the tensors are on {tensor.device}, not on the CPU")
     module, reason = native.load()
     return Verdict(module is not None, reason)
@@ -171,7 +174,7 @@ def cpu_can_run(tensors: Tensors) -> Verdict:
 
 def triton_can_run(tensors: Tensors) -> Verdict:
     """Decides without importing the kernels where that can be avoided: Triton takes 0.3 s to import."""
-    device = next(tensor.device for tensor in tensors if tensor is not None)
+    device = leader(tensors).device
     if device.type not in ("cuda", "cpu"):
         return Verdict(False, f"the tensors are on {device}; Triton kernels run on NVIDIA and AMD GPUs")
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":

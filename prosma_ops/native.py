@@ -10,7 +10,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -67,19 +67,24 @@ def work(leader: Tensor) -> tuple[int, int, torch.Size]:
     return DTYPES[leader.dtype], torch.get_num_threads(), leader.shape
 
 
-def placed(*tensors: Tensor | None) -> Iterator[Any]:
+def placed(*tensors: Tensor | None) -> list[Any]:
     """Where each tensor starts and its strides in elements; a tensor that is absent starts at 0."""
+    result: list[Any] = []
     for tensor in tensors:
-        yield 0 if tensor is None else tensor.data_ptr()
-        yield () if tensor is None else tensor.stride()
+        result += (0, ()) if tensor is None else (tensor.data_ptr(), tensor.stride())
+    return result
 
 
 def parameters(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.to(dtype).contiguous() for tensor in tensors]
+    """The tensors contiguous and in this dtype, converted where they are not."""
+    return [
+        tensor if tensor is None or (tensor.dtype is dtype and tensor.is_contiguous()) else tensor.to(dtype).contiguous()
+        for tensor in tensors
+    ]
 
 
-def pointers(tensors: Sequence[Tensor | None]) -> Iterator[int]:
-    return (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+def pointers(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def deliver(results: Sequence[Tensor | None], destinations: Sequence[Tensor | None]) -> None:

@@ -42,7 +42,9 @@ def need_level(level: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
+    """One thread: shapes here are tiny, and waiting for a second one takes longer. test_threads.py sets its own."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=("reference", "cpu"))

@@ -30,6 +30,20 @@ import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "_editable_skbc_prosma_ops"]
 sys.path.insert(0, sys.argv[1])
 """
+USER = """
+import prosma_ops
+import torch
+from prosma_ops import proximal_gate, soft_threshold
+from prosma_ops.nn import ProximalGate
+
+x = torch.zeros(1, 2, 4, 4)
+with prosma_ops.use_backend("reference"):
+    first: torch.Tensor = prosma_ops.proximal_gate(x, x.new_zeros(1, 2, 3, 3), x.new_zeros(2), dilations=(1,))
+    second: torch.Tensor = proximal_gate(x, x.new_zeros(1, 2, 3, 3), x.new_zeros(2), dilations=(1,))
+    third: torch.Tensor = soft_threshold(x, x.new_zeros(2))
+chosen: str | None = prosma_ops.explain("proximal_gate", x).chosen
+share: float = ProximalGate(2, 2).sparsity()
+"""
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
@@ -183,6 +197,16 @@ def test_building_asks_for_no_torch(built: Built) -> None:
 def test_native_library_of_the_wheel_loads(built: Built, tmp_path: Path) -> None:
     printed = built.run(tmp_path, "from prosma_ops import native; print(native.load().module.__file__)")
     assert printed.startswith(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_what_is_public_has_types(built: Built, tmp_path: Path) -> None:
+    """As mypy sees the installed package; the function and the module of its name are easily confused."""
+    built.run(tmp_path / "unpacked", "")
+    (tmp_path / "user.py").write_text(USER)
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "user.py"]
+    done = run(command, tmp_path, {**os.environ, "MYPYPATH": str(tmp_path / "unpacked")})
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.slow

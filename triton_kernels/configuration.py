@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .launch import INTERPRETED, compute_dtype, extent
+from .launch import INTERPRETED, extent
 from .stencil import is_looped
 
 
@@ -81,12 +81,13 @@ def gate_tile(
     depth = field.shape[2] if spatial == 3 else 1
     looped = is_looped(tuple(dilations), kernel_size, spatial)
     channels_fastest = channels > 1 and field.stride(1) == 1 and field.stride(-1) != 1
-    threads = 256 if INTERPRETED else 128
+    # 16-bit numbers by twos beside one another: a load narrower than 32 bits wastes half of its bandwidth.
+    threads = 256 if INTERPRETED or (channels_fastest and field.element_size() == 2) else 128
     vector = 1 if looped or channels_fastest else vector_length(tensors, leaders)
     columns = vector
     if channels_fastest and not looped and not INTERPRETED:
-        columns = 4
-    rows = 1 if looped else 4 if not INTERPRETED else 2 if spatial == 2 else 1
+        columns = 4 if field.element_size() > 2 else 2
+    rows = rows_a_thread(spatial, looped, correlated, channels_fastest)
     while rows > 1 and rows >= 2 * height:
         rows //= 2
     lanes_needed = power_of_two(-(-width // columns))
@@ -121,13 +122,27 @@ def gate_tile(
     )
 
 
+def rows_a_thread(spatial: int, looped: bool, correlated: bool, channels_fastest: bool) -> int:
+    """More rows share more loads (in 2-D 5.2 numbers an output at 8 rows and 4 columns, 7.5 at 4) and compile longer.
+
+    Triton's time to compile grows faster than the square of what is unrolled, which bounds 3-D. The 25 sums of the
+    weight gradient leave registers for half as many rows (190 registers at 8 rows, 96 at 4).
+    """
+    if looped:
+        return 1
+    if INTERPRETED:
+        return 2 if spatial == 2 else 1
+    rows = 8 if spatial == 2 else 2
+    if channels_fastest:
+        rows //= 2 ** (spatial - 1)
+    return max(rows // 2 if correlated else rows, 1)
+
+
 def needs_int64(distance: int) -> bool:
     """Whether offsets from the first element of a tile's channels pass 32 bits."""
     return distance >= 2**31
 
 
 def warps(tile: Tile) -> int:
-    return 1 if INTERPRETED else max(1, min(8, tile.channels * tile.groups * tile.lanes // 32))
+    return 1 if INTERPRETED else max(1, min(4, tile.channels * tile.groups * tile.lanes // 32))
 
-
-__all__ = ["Tile", "compute_dtype", "gate_tile", "needs_int64", "power_of_two", "vector_length", "warps"]

@@ -26,17 +26,18 @@ class Tap(NamedTuple):
     weights: tuple[int, ...]  # those that meet here: several where kernels share their centres
 
 
-class Load(NamedTuple):
-    """The inputs at columns block * vector and on of a row, counted from the first output of the thread.
+class Row(NamedTuple):
+    """What is read of one row, counted from the first output of the thread.
 
-    `by_output[output]` lists the uses of this load as (element of the block, place of the tap in its group);
-    `by_tap[place]` lists the same uses as (element, output).
+    Its blocks are loaded and taken apart into single columns, the parts; a window is `vector` neighbouring parts
+    from one of them on, put together again: the row as one output block sees it through one tap.
     """
 
     row: int
-    block: int
-    by_output: tuple[tuple[tuple[int, int], ...], ...]
-    by_tap: tuple[tuple[tuple[int, int], ...], ...]
+    blocks: tuple[int, ...]  # the first column of each block
+    windows: tuple[int, ...]  # the first part of each
+    by_output: tuple[tuple[tuple[int, int], ...], ...]  # for each output block: (window, place of the tap in its group)
+    by_tap: tuple[tuple[tuple[int, int], ...], ...]  # for each tap: (part, output)
 
 
 class Group(NamedTuple):
@@ -44,7 +45,7 @@ class Group(NamedTuple):
 
     depth: int
     taps: tuple[Tap, ...]
-    loads: tuple[Load, ...]
+    rows: tuple[Row, ...]
     correlations: tuple[int, ...]  # the place of a tap once for every weight that meets there
     first_correlation: int  # how many those of the groups before are
 
@@ -103,38 +104,53 @@ def planned(
     for plane, used in sorted(planes.items()):
         first = groups[-1].first_correlation + len(groups[-1].correlations) if groups else 0
         correlations = tuple(place for place, tap in enumerate(used) for _ in tap.weights)
-        loads = loads_of_plane(used, depths, rows, columns, vector)
-        groups.append(Group(plane, tuple(used), loads, correlations, first))
+        read = rows_of_plane(used, depths, rows, columns, vector)
+        groups.append(Group(plane, tuple(used), read, correlations, first))
     return Plan(tuple(groups))
 
 
 @triton.constexpr_function
-def loads_of_plane(
+def rows_of_plane(
     used: dict[Tap, list[int]], depths: int, rows: int, columns: int, vector: int
-) -> tuple[Load, ...]:
-    loads: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+) -> tuple[Row, ...]:
+    """`used` gives for each tap the output planes that it serves."""
+    # For each row: (first column of a window, output block, place of the tap).
+    seen: dict[int, list[tuple[int, int, int]]] = {}
     for place, (tap, from_depths) in enumerate(used.items()):
         _, down, right = tap.offset
         for depth in from_depths:
             for row in range(rows):
-                for column in range(columns):
-                    block, element = divmod(column + right, vector)
-                    output = (depth * rows + row) * columns + column
-                    loads.setdefault((row + down, block), []).append((output, element, place))
-    outputs, places = range(depths * rows * columns), range(len(used))
-    return tuple(
-        Load(
-            row,
-            block,
-            tuple(tuple((e, p) for o, e, p in uses if o == output) for output in outputs),
-            tuple(tuple((e, o) for o, e, p in uses if p == place) for place in places),
-        )
-        for (row, block), uses in sorted(loads.items())
+                for block in range(columns // vector):
+                    output = (depth * rows + row) * (columns // vector) + block
+                    seen.setdefault(row + down, []).append((block * vector + right, output, place))
+    outputs = depths * rows * columns // vector
+    return tuple(row_of_plane(row, seen[row], outputs, len(used), vector) for row in sorted(seen))
+
+
+@triton.constexpr_function
+def row_of_plane(row: int, uses: list[tuple[int, int, int]], outputs: int, taps: int, vector: int) -> Row:
+    columns = sorted({start + element for start, _, _ in uses for element in range(vector)})
+    blocks = sorted({column // vector * vector for column in columns})
+    part = {block + element: i * vector + element for i, block in enumerate(blocks) for element in range(vector)}
+    starts = sorted({start for start, _, _ in uses})
+    by_output = tuple(
+        tuple((starts.index(start), place) for start, output, place in uses if output == wanted)
+        for wanted in range(outputs)
     )
+    by_tap = tuple(
+        tuple(
+            (part[start + element], output * vector + element)
+            for start, output, place in uses
+            if place == wanted
+            for element in range(vector)
+        )
+        for wanted in range(taps)
+    )
+    return Row(row, tuple(blocks), tuple(part[start] for start in starts), by_output, by_tap)
 
 
 # What a kernel calls while it is compiled. It can neither take the length of what it finds in a constant nor follow
-# a path through one, so it asks for both here: entry(PLAN, "groups", 0, "loads", 3, "row").
+# a path through one, so it asks for both here: entry(PLAN, "groups", 0, "rows", 3, "row").
 
 
 @triton.constexpr_function

@@ -87,6 +87,8 @@ struct Plan {
     // Where a dilation passes the image's size its outer taps read nothing but padding, at the size as well as beyond.
     int64_t column_dilation(int m) const { return smaller(a.dilations[m], a.sizes[WIDTH]); }
     int64_t row_dilation(int m) const { return smaller(a.dilations[m], a.sizes[HEIGHT]); }
+    // Lanes of a row's last vector that are inside the row. (Lanes that stand for channels never meet.)
+    int live_last() const { return layout.over_channels ? L : int(a.sizes[WIDTH] - (vectors - 1) * L); }
     int64_t ring_planes() const { return smaller(2 * reach_planes + 1, a.sizes[DEPTH]); }
 
     int threads() const {
@@ -240,13 +242,14 @@ PROSMA_INLINE void for_each_part(const Plan<S>& plan, int64_t plane, const Visit
 
 // What convolution and correlation share: one strip of one plane, part by part of the stencil.
 template <class S, class Run>
-void for_each_strip_part(const Plan<S>& plan, const Ring<S>& in, const Ring<S>& out, int64_t plane, int64_t first, int64_t end,
+PROSMA_INLINE void for_each_strip_part(const Plan<S>& plan, const Ring<S>& in, const Ring<S>& out, int64_t plane, int64_t first, int64_t end,
                          Vector<Compute<S>>* weights, Blocks* blocks, const Run& run) {
     for (int m = 0; m < plan.dilations; ++m) blocks[m].cut(int(end - first), plan.row_dilation(m));
     for_each_part(plan, plane, [&](int64_t column, int vectors, int m, int kz, int64_t source) {
+        const bool at_end = column / Plan<S>::L + vectors == plan.vectors;
         run(Strip<Compute<S>>{in.row(source, first) + column, out.row(plane, first) + column,
                               weights + (m * plan.a.kernel_depth + kz) * plan.taps_in_plane, plan.taps_of(m, kz), vectors,
-                              plan.row_length},
+                              at_end ? plan.live_last() : Plan<S>::L, plan.row_length},
             blocks[m]);
     });
 }

@@ -90,34 +90,45 @@ PROSMA_INLINE void convolve_block(const T* in, T* out, const Vector<T>* weight, 
     }
 }
 
-// weight_sums[tap] += sum over ROWS rows of gradient * in shifted by the tap: the gradient of the weights, a vector a tap.
+// One vector of each of ROWS rows: sums[tap] += gradient * in shifted by the tap. MASKED leaves out the lanes beyond the
+// row's end: the gradient is 0 there, but what a shift brings in from the row may be NaN or Inf, and 0 * NaN is NaN.
+template <class T, int ROWS, bool SKIP_CENTRE, bool WINDOWED, bool MASKED>
+PROSMA_INLINE void correlate_column(const T* in, const T* gradient, Vector<T> (*sums)[3], const Neighbourhood<T, WINDOWED>& neighbourhood,
+                                    int64_t row_step, int live) {
+    Vector<T> gradients[ROWS];
+#pragma GCC unroll 8
+    for (int row = 0; row < ROWS; ++row, gradient += row_step, forget_origin(gradient)) gradients[row] = load<T>(gradient);
+#pragma GCC unroll 16
+    for (int source = 0; source < ROWS + 2; ++source, in += row_step, forget_origin(in)) {
+        Vector<T> values[3];
+        neighbourhood.load_three(in, values);
+#pragma GCC unroll 3
+        for (int kx = 0; kx < 3; ++kx) {
+            if (MASKED) values[kx] = keep_first<T>(values[kx], live);
+#pragma GCC unroll 3
+            for (int ky = 0; ky < 3; ++ky) {
+                const int row = source - ky;
+                if (row < 0 || row >= ROWS || (SKIP_CENTRE && kx == 1 && ky == 1)) continue;
+                sums[ky][kx] += gradients[row] * values[kx];
+            }
+        }
+    }
+}
+
+// weight_sums[tap] += the same over `vectors` vectors, of which the last has `live_last` lanes: the gradient of the
+// weights, a vector a tap.
 template <class T, int ROWS, bool SKIP_CENTRE, bool WINDOWED>
-PROSMA_INLINE void correlate_block(const T* in, const T* gradient, Vector<T>* weight_sums, const Taps& taps, int vectors) {
+PROSMA_INLINE void correlate_block(const T* in, const T* gradient, Vector<T>* weight_sums, const Taps& taps, int vectors, int live_last) {
     constexpr int L = LANES<T>;
     const Neighbourhood<T, WINDOWED> neighbourhood(taps.shift);
     const int64_t row_step = taps.row_step;
+    const int whole = live_last == L ? vectors : vectors - 1;
     Vector<T> sums[3][3] = {};
     in -= row_step;
-    for (int v = 0; v < vectors; ++v, in += L, gradient += L) {
-        Vector<T> gradients[ROWS];
-        const T* of = gradient;
-#pragma GCC unroll 8
-        for (int row = 0; row < ROWS; ++row, of += row_step, forget_origin(of)) gradients[row] = load<T>(of);
-        const T* from = in;
-#pragma GCC unroll 16
-        for (int source = 0; source < ROWS + 2; ++source, from += row_step, forget_origin(from)) {
-            Vector<T> values[3];
-            neighbourhood.load_three(from, values);
-#pragma GCC unroll 3
-            for (int kx = 0; kx < 3; ++kx)
-#pragma GCC unroll 3
-                for (int ky = 0; ky < 3; ++ky) {
-                    const int row = source - ky;
-                    if (row < 0 || row >= ROWS || (SKIP_CENTRE && kx == 1 && ky == 1)) continue;
-                    sums[ky][kx] += gradients[row] * values[kx];
-                }
-        }
-    }
+    for (int v = 0; v < whole; ++v, in += L, gradient += L)
+        correlate_column<T, ROWS, SKIP_CENTRE, WINDOWED, false>(in, gradient, sums, neighbourhood, row_step, L);
+    if (whole < vectors)
+        correlate_column<T, ROWS, SKIP_CENTRE, WINDOWED, true>(in, gradient, sums, neighbourhood, row_step, live_last);
     for (int tap = 0; tap < 9; ++tap) weight_sums[tap] += sums[tap / 3][tap % 3];
 }
 
@@ -153,7 +164,8 @@ PROSMA_INLINE void convolve_taps(const T* in, T* out, const Vector<T>* weight, c
 }
 
 template <class T, int COUNT>
-PROSMA_INLINE void correlate_taps(const T* in, const T* gradient, Vector<T>* weight_sums, const Taps& taps, int first, int rows, int vectors) {
+PROSMA_INLINE void correlate_taps(const T* in, const T* gradient, Vector<T>* weight_sums, const Taps& taps, int first, int rows,
+                                  int vectors, int live_last) {
     int64_t offsets[COUNT];
     int numbers[COUNT];
     offsets_of(taps, first, COUNT, offsets, numbers);
@@ -162,6 +174,10 @@ PROSMA_INLINE void correlate_taps(const T* in, const T* gradient, Vector<T>* wei
         for (int v = 0; v < vectors; ++v) {
             const T* from = in + row * taps.row_step + v * LANES<T>;
             const Vector<T> value = load<T>(gradient + row * taps.row_step + v * LANES<T>);
+            if (v + 1 == vectors && live_last != LANES<T>) {
+                for (int i = 0; i < COUNT; ++i) sums[i] += value * keep_first<T>(load<T>(from + offsets[i]), live_last);
+                continue;
+            }
 #pragma GCC unroll 8
             for (int i = 0; i < COUNT; ++i) sums[i] += value * load<T>(from + offsets[i]);
         }
@@ -176,10 +192,11 @@ __attribute__((noinline)) void convolve_any_rows(const T* in, T* out, const Vect
 }
 
 template <class T>
-__attribute__((noinline)) void correlate_any_rows(const T* in, const T* gradient, Vector<T>* sums, const Taps& taps, int rows, int vectors) {
+__attribute__((noinline)) void correlate_any_rows(const T* in, const T* gradient, Vector<T>* sums, const Taps& taps, int rows, int vectors,
+                                                  int live_last) {
     for (int first = 0; first < taps.size * taps.size - 1; first += TAPS_AT_ONCE)
-        correlate_taps<T, TAPS_AT_ONCE>(in, gradient, sums, taps, first, rows, vectors);
-    if (!taps.skip_centre) correlate_taps<T, 1>(in, gradient, sums, taps, 0, rows, vectors);
+        correlate_taps<T, TAPS_AT_ONCE>(in, gradient, sums, taps, first, rows, vectors, live_last);
+    if (!taps.skip_centre) correlate_taps<T, 1>(in, gradient, sums, taps, 0, rows, vectors, live_last);
 }
 
 // How a strip of rows is cut into blocks of one dilation: residue by residue, in blocks of nearly equal height.
@@ -232,6 +249,7 @@ struct Strip {
     Vector<T>* weights;  // or the sums of their gradients
     Taps taps;
     int vectors;
+    int live_last;  // lanes of the last of these vectors that are inside the row
     int64_t row_length;
 };
 
@@ -248,7 +266,8 @@ template <class T, int ROWS, bool SKIP_CENTRE, bool WINDOWED>
 __attribute__((noinline)) void correlate_blocks(const Strip<T>& strip, const int* first_row, int count, Ahead& ahead) {
     for (int block = 0; block < count; ++block) {
         const int64_t offset = first_row[block] * strip.row_length;
-        correlate_block<T, ROWS, SKIP_CENTRE, WINDOWED>(strip.in + offset, strip.out + offset, strip.weights, strip.taps, strip.vectors);
+        correlate_block<T, ROWS, SKIP_CENTRE, WINDOWED>(strip.in + offset, strip.out + offset, strip.weights, strip.taps, strip.vectors,
+                                                        strip.live_last);
         ahead.fetch_some();
     }
 }
@@ -266,7 +285,7 @@ template <class T, int ROWS>
 void correlate_any_blocks(const Strip<T>& strip, const int* first_row, int count, Ahead& ahead) {
     for (int block = 0; block < count; ++block) {
         const int64_t offset = first_row[block] * strip.row_length;
-        correlate_any_rows<T>(strip.in + offset, strip.out + offset, strip.weights, strip.taps, ROWS, strip.vectors);
+        correlate_any_rows<T>(strip.in + offset, strip.out + offset, strip.weights, strip.taps, ROWS, strip.vectors, strip.live_last);
         ahead.fetch_some();
     }
 }

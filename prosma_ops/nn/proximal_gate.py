@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import checks, proximal_gate
-from ..ops.proximal_gate import ACTIVATIONS
+from ..ops import checks
+from ..ops.proximal_gate import ACTIVATIONS, LARGEST_DILATION, proximal_gate
 from .layers import dimensions, laid_out_like, normalization, pointwise, positive_integer, resize_like
 
 
@@ -142,7 +142,8 @@ class ProximalGate(nn.Module):
     def _check(self, skip: Tensor, gating: Tensor) -> None:
         axes = "(B, C, H, W)" if self.spatial_dims == 2 else "(B, C, D, H, W)"
         for name, values, channels in (("skip", skip, self.channels), ("gating", gating, self.gating_channels)):
-            checks.rank(name, values, (self.spatial_dims + 2,), f"{axes}, as spatial_dims={self.spatial_dims} says")
+            if values.dim() != self.spatial_dims + 2:
+                checks.rank(name, values, f"{axes}, as spatial_dims={self.spatial_dims} says")
             if values.shape[1] != channels:
                 raise ValueError(f"{name} has {values.shape[1]} channels; this gate was made for {channels}")
         if gating.shape[0] != skip.shape[0]:
@@ -165,13 +166,11 @@ class _LastForward:
 
 
 def _dilations(dilations: Sequence[int]) -> tuple[int, ...]:
-    try:
-        count = len(dilations)
-    except TypeError:
-        raise TypeError(f"dilations is {dilations!r}; it must be a sequence of integers") from None
-    if count == 0:
+    found = checks.integers("dilations", dilations)
+    if not found:
         raise ValueError("dilations is empty; it must hold one integer or more")
-    return checks.positive_integers("dilations", dilations, count, "one a kernel")
+    checks.positive_integers("dilations", found, len(found), LARGEST_DILATION, "one a kernel")
+    return found
 
 
 def _positive_number(name: str, value: Any) -> float:

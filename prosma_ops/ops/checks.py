@@ -46,7 +46,11 @@ def floating(name: str, tensor: Tensor) -> None:
 
 def companion(name: str, tensor: Tensor, leader_name: str, leader: Tensor) -> None:
     """A parameter beside the tensor that sets the dtype: the same device, and that dtype or float32."""
-    if tensor.dtype is not leader.dtype and tensor.dtype is not torch.float32:
+    right_dtype = tensor.dtype is leader.dtype or tensor.dtype is torch.float32
+    if right_dtype and tensor.layout is torch.strided and tensor.device == leader.device:
+        return
+    floating(name, tensor)
+    if not right_dtype:
         raise TypeError(
             f"{name} is {tensor.dtype} beside a {leader_name} of {leader.dtype}; it must be {leader.dtype} or torch.float32"
         )
@@ -58,14 +62,34 @@ def same_device(name: str, tensor: Tensor, leader_name: str, leader: Tensor) -> 
         raise ValueError(f"{name} is on {tensor.device} and {leader_name} on {leader.device}; they must be on one device")
 
 
+def channel_values(
+    name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str, leader_name: str, leader: Tensor
+) -> None:
+    """One value a channel (and image): the shape that `meaning` names, beside the leader."""
+    if tensor.shape != expected:
+        shape(name, tensor, expected, f"{meaning} of {leader_name}")
+    companion(name, tensor, leader_name, leader)
+
+
+def twin(name: str, tensor: Tensor, leader_name: str, leader: Tensor) -> None:
+    """A tensor of the leader's shape, dtype and device."""
+    if tensor.dtype is leader.dtype and tensor.shape == leader.shape and tensor.device == leader.device:
+        if tensor.layout is torch.strided:
+            return
+    floating(name, tensor)
+    same_device(name, tensor, leader_name, leader)
+    if tensor.dtype is not leader.dtype:
+        raise TypeError(f"{name} is {tensor.dtype}; it must have the dtype of {leader_name}, {leader.dtype}")
+    if tensor.shape != leader.shape:
+        shape(name, tensor, leader.shape, f"the shape of {leader_name}")
+
+
 def shape(name: str, tensor: Tensor, expected: Sequence[int], meaning: str) -> None:
-    if tuple(tensor.shape) != tuple(expected):
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {meaning} = {tuple(expected)}")
+    raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {meaning} = {tuple(expected)}")
 
 
-def rank(name: str, tensor: Tensor, allowed: Sequence[int], meaning: str) -> None:
-    if tensor.dim() not in allowed:
-        raise ValueError(f"{name} has {tensor.dim()} dimensions, shape {tuple(tensor.shape)}; it must be {meaning}")
+def rank(name: str, tensor: Tensor, meaning: str) -> None:
+    raise ValueError(f"{name} has {tensor.dim()} dimensions, shape {tuple(tensor.shape)}; it must be {meaning}")
 
 
 def choice(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -73,15 +97,23 @@ def choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
 
 
-def positive_integers(name: str, values: Any, count: int, meaning: str) -> tuple[int, ...]:
-    """A tuple of `count` integers >= 1."""
+def integers(name: str, values: Any) -> tuple[int, ...]:
+    """`values` as a tuple of true integers, which is all that an operator's schema takes."""
     try:
         result = tuple(values)
     except TypeError:
-        raise TypeError(f"{name} is {values!r}; it must be a sequence of integers, {meaning}") from None
+        raise TypeError(f"{name} is {values!r}; it must be a sequence of integers") from None
     for value in result:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} is {result}; each must be an integer of at least 1")
-    if len(result) != count:
-        raise ValueError(f"{name} has {len(result)} entries, {result}; it must have {count}: {meaning}")
+        if type(value) is not int:
+            raise TypeError(f"{name} is {values!r}; each entry must be an int, not {type(value).__name__}")
     return result
+
+
+def positive_integers(name: str, values: Sequence[int], count: int, largest: int, meaning: str) -> None:
+    for value in values if type(values) is tuple else integers(name, values):
+        if type(value) is not int:
+            integers(name, values)
+        if value < 1 or value > largest:
+            raise ValueError(f"{name} is {tuple(values)}; each must be at least 1 and at most {largest}")
+    if len(values) != count:
+        raise ValueError(f"{name} has {len(values)} entries, {tuple(values)}; it must have {count}: {meaning}")

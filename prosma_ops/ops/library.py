@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 LIBRARY = torch.library.Library("prosma_ops", "DEF")
 
@@ -31,6 +32,24 @@ def define(
     torch.library.register_autograd(
         f"prosma_ops::{name}", backward, setup_context=setup_context, lib=LIBRARY
     )
+
+
+def passes_through(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether the dispatcher would do nothing for this call but hand it to the implementation.
+
+    So it is for plain tensors without a gradient, outside of every mode, transform, trace and profile. Calling the
+    implementation directly then saves the two Python frames of a registered operator: 7 us, where softshrink takes 1.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    if torch.autograd._profiler_enabled() or torch._C._get_tracing_state() is not None:
+        return False
+    for tensor in tensors:
+        if tensor is not None and type(tensor) is not Tensor and type(tensor) is not Parameter:
+            return False
+    return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
 
 
 def not_needed(like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ..backends import Implementation
 from ..reference import proximal_gate as reference
 from ..reference.precision import compute_dtype
 from . import checks
-from .library import define, derivative_of, not_needed
+from .library import define, derivative_of, not_needed, passes_through
 
 ACTIVATIONS = reference.ACTIVATIONS
 # 2^20 is far beyond any image, and keeps dilation * kernel_size inside 32 bits in every kernel.
@@ -62,11 +62,16 @@ def proximal_gate(
     skip = checks.optional("skip", skip)
     channel_gate = checks.optional("channel_gate", channel_gate)
     bias = checks.optional("bias", bias)
-    dilations = _check(field, weight, threshold, skip, channel_gate, bias, dilations, activation)
     if skip is not None and skip.dtype is not field.dtype:
+        checks.floating("skip", skip)
         skip = skip.to(field.dtype)
-    run = reference.proximal_gate if torch.compiler.is_exporting() else _proximal_gate
-    return run(field, weight, threshold, skip, channel_gate, bias, dilations, activation)
+    tensors = (field, weight, threshold, skip, channel_gate, bias)
+    if torch.compiler.is_exporting():
+        _check(*tensors, dilations, activation)
+        return reference.proximal_gate(*tensors, dilations, activation)
+    if passes_through(tensors):
+        return _forward(*tensors, dilations, activation)
+    return _proximal_gate(*tensors, checks.integers("dilations", dilations), activation)
 
 
 def soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
@@ -78,14 +83,13 @@ def soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
     """
     x = checks.plain("x", x)
     threshold = checks.plain("threshold", threshold)
-    checks.floating("x", x)
-    checks.floating("threshold", threshold)
-    checks.companion("threshold", threshold, "x", x)
-    if x.dim() < 2:
-        checks.rank("x", x, (2, 3, 4, 5), "(B, C, *spatial), of 2 dimensions or more")
-    checks.shape("threshold", threshold, (x.shape[1],), "(C,) of x")
-    run = reference.soft_threshold if torch.compiler.is_exporting() else _soft_threshold
-    return run(x, threshold) if x.dim() <= 5 else run(x.flatten(4), threshold).reshape(x.shape)
+    if x.dim() > 5:
+        return soft_threshold(x.flatten(4), threshold).reshape(x.shape)
+    if torch.compiler.is_exporting():
+        _check_shrink(x, threshold)
+        return reference.soft_threshold(x, threshold)
+    run = _shrink if passes_through((x, threshold)) else _soft_threshold
+    return run(x, threshold)
 
 
 def _check(
@@ -97,37 +101,42 @@ def _check(
     bias: Tensor | None,
     dilations: Sequence[int],
     activation: str,
-) -> tuple[int, ...]:
+) -> None:
+    """Every way into the operator passes here, real tensors and traced ones: no kernel sees unchecked arguments."""
     checks.floating("field", field)
-    checks.rank("field", field, (4, 5), "(B, C, H, W) or (B, C, D, H, W)")
-    batch, channels, *spatial = field.shape
-    checks.floating("weight", weight)
+    shape = field.shape
+    if len(shape) != 4 and len(shape) != 5:
+        checks.rank("field", field, "(B, C, H, W) or (B, C, D, H, W)")
+    if 0 in shape[1:]:
+        raise ValueError(f"field has shape {tuple(shape)}; it must have 1 channel or more, and every spatial size must be at least 1")
+    kernels = weight.shape
     checks.companion("weight", weight, "field", field)
-    checks.rank("weight", weight, (field.dim(),), f"(M, C{', k' * len(spatial)}) for a field of {field.dim()} dimensions")
-    kernels, _, *sizes = weight.shape
-    if kernels < 1:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; it must hold one kernel or more, (M, C, k, ...) with M >= 1")
-    if any(size != sizes[0] for size in sizes) or sizes[0] % 2 == 0:
-        raise ValueError(f"weight has kernels of size {tuple(sizes)}; the size must be odd and the same in every direction")
-    checks.shape("weight", weight, (kernels, channels, *sizes), "(M, C, k, ...) with the C of field")
-    for name, values in (("threshold", threshold), ("bias", bias)):
-        if values is not None:
-            checks.floating(name, values)
-            checks.companion(name, values, "field", field)
-            checks.shape(name, values, (channels,), "(C,) of field")
+    if len(kernels) != len(shape):
+        checks.rank("weight", weight, f"(M, C{', k' * (len(shape) - 2)}) for a field of {len(shape)} dimensions")
+    size = kernels[-1]
+    if kernels[0] < 1:
+        raise ValueError(f"weight has shape {tuple(kernels)}; it must hold one kernel or more, (M, C, k, ...) with M >= 1")
+    if size % 2 == 0 or kernels[2] != size or kernels[-2] != size:
+        raise ValueError(f"weight has kernels of size {tuple(kernels[2:])}; the size must be odd and the same in every direction")
+    channels = shape[1]
+    if kernels[1] != channels:
+        checks.shape("weight", weight, (kernels[0], channels, *kernels[2:]), "(M, C, k, ...) with the C of field")
+    checks.channel_values("threshold", threshold, (channels,), "(C,)", "field", field)
+    if bias is not None:
+        checks.channel_values("bias", bias, (channels,), "(C,)", "field", field)
     if channel_gate is not None:
-        checks.floating("channel_gate", channel_gate)
-        checks.companion("channel_gate", channel_gate, "field", field)
-        checks.shape("channel_gate", channel_gate, (batch, channels), "(B, C) of field")
+        checks.channel_values("channel_gate", channel_gate, (shape[0], channels), "(B, C)", "field", field)
     if skip is not None:
-        checks.floating("skip", skip)
-        checks.same_device("skip", skip, "field", field)
-        checks.shape("skip", skip, field.shape, "the shape of field")
+        checks.twin("skip", skip, "field", field)
     checks.choice("activation", activation, ACTIVATIONS)
-    dilations = checks.positive_integers("dilations", dilations, kernels, "one a kernel of weight")
-    if max(dilations) > LARGEST_DILATION:
-        raise ValueError(f"dilations is {dilations}; each must be at most {LARGEST_DILATION}")
-    return dilations
+    checks.positive_integers("dilations", dilations, kernels[0], LARGEST_DILATION, "one a kernel of weight")
+
+
+def _check_shrink(x: Tensor, threshold: Tensor) -> None:
+    checks.floating("x", x)
+    if x.dim() < 2:
+        checks.rank("x", x, "(B, C, *spatial), of 2 dimensions or more")
+    checks.channel_values("threshold", threshold, (x.shape[1],), "(C,)", "x", x)
 
 
 # Backend "reference".
@@ -291,20 +300,26 @@ def empty_gradients(inputs: Sequence[Tensor | None], needed: Sequence[bool]) -> 
     ]
 
 
-def _forward(field: Tensor, weight: Tensor, threshold: Tensor, *rest: Any) -> Tensor:
-    return _GATE.run("forward", (field, weight, threshold, *rest[:3]), field, weight, threshold, *rest)
+def _forward(*arguments: Any) -> Tensor:
+    _check(*arguments)
+    return _GATE.run("forward", arguments[:6], arguments)
 
 
-def _backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _GATE.run("backward", (*rest[:6], grad), grad, *rest)
+def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    _check(*arguments[:-1])
+    checks.twin("grad", grad, "field", arguments[0])
+    return _GATE.run("backward", (*arguments[:6], grad), (grad, *arguments))
 
 
 def _fake_forward(field: Tensor, *rest: Any) -> Tensor:
+    _check(field, *rest)
     return torch.empty_like(field)
 
 
-def _fake_backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return tuple(empty_gradients(rest[:6], rest[-1]))
+def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    _check(*arguments[:-1])
+    checks.twin("grad", grad, "field", arguments[0])
+    return tuple(empty_gradients(arguments[:6], arguments[-1]))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -350,6 +365,26 @@ _proximal_gate = torch.ops.prosma_ops.proximal_gate.default
 _proximal_gate_backward = torch.ops.prosma_ops.proximal_gate_backward.default
 
 
+def _shrink(x: Tensor, threshold: Tensor) -> Tensor:
+    _check_shrink(x, threshold)
+    return _SHRINK.run("forward", (x, threshold), (x, threshold))
+
+
+def _shrink_backward(grad: Tensor, x: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    _check_shrink(x, threshold)
+    checks.twin("grad", grad, "x", x)
+    return _SHRINK.run("backward", (x, threshold, grad), (grad, x, threshold))
+
+
+def _fake_shrink(x: Tensor, threshold: Tensor) -> Tensor:
+    _check_shrink(x, threshold)
+    return torch.empty_like(x)
+
+
+def _fake_shrink_backward(grad: Tensor, x: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(threshold)
+
+
 def _save_shrink(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
@@ -364,15 +399,15 @@ def _second_gradient_of_shrink(ctx: Any, *grads: Tensor | None) -> tuple[Any, ..
 
 define(
     "soft_threshold(Tensor x, Tensor threshold) -> Tensor",
-    lambda x, threshold: _SHRINK.run("forward", (x, threshold), x, threshold),
-    _fake_forward,
+    _shrink,
+    _fake_shrink,
     setup_context=_save_shrink,
     backward=_gradient_of_shrink,
 )
 define(
     "soft_threshold_backward(Tensor grad, Tensor x, Tensor threshold) -> (Tensor, Tensor)",
-    lambda grad, x, threshold: _SHRINK.run("backward", (x, threshold, grad), grad, x, threshold),
-    lambda grad, x, threshold: (torch.empty_like(x), torch.empty_like(threshold)),
+    _shrink_backward,
+    _fake_shrink_backward,
     setup_context=_save_shrink,
     backward=_second_gradient_of_shrink,
 )

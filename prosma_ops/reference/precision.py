@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 stays float64; everything else is computed in float32."""
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def without_autocast(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

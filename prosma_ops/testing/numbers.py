@@ -6,6 +6,9 @@ grid     q, weight and bias are small integers times a power of two. Their produ
          float32: |z| below 256 units is exact in bfloat16 as well, and 27 or 81 taps rarely pass that and never near
          a threshold. Thresholds lie half a unit between the points. Then no implementation, eager bfloat16 included,
          can flip, and its error stays a yardstick.
+exact    the same, and skip, gate and incoming gradient are one of seven small numbers: then every product and every sum
+         of up to some thousand terms is exact in float32, and so are the gradients (but not those through tanh). For
+         single sums, which may cancel to anything and then have no scale to be judged by.
 normal   normally distributed; each threshold is put into the widest gap between the |z| of its channel around their
          median, found in float64.
 """

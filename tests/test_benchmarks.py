@@ -1,0 +1,313 @@
+"""The benchmarks judge others, so they are judged here: targets, tables, and that a wrong result gets no time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import floors, gpu, harness, machine, proximal_gate, report, single, targets, timing, work
+from benchmarks.floors import Rates
+from benchmarks.targets import BEST, OURS, Target
+from benchmarks.work import Contestant, Work
+from prosma_ops import native
+from prosma_ops.testing.proximal_gate import eager
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+def entry(milliseconds: float, **more: Any) -> dict[str, Any]:
+    seconds = milliseconds * 1e-3
+    times = {"median": seconds, "min": 0.9 * seconds, "max": 2 * seconds, "rounds": 9}
+    return {"rival": True, "error": 0.25, "wrong": "", "first": 0.5, **times, **more}
+
+
+def record(**more: Any) -> dict[str, Any]:
+    """Ours 2 ms, the best rival 9 ms, floors of 1 and 1.5 ms."""
+    return {
+        "operator": "proximal_gate",
+        "work": "forward, 4x64x128^2",
+        "dtype": "float32",
+        "device": "cpu",
+        "threads": 2,
+        "main": True,
+        "allocator": "raised",
+        "calls": 1,
+        "contestants": {
+            OURS: entry(2),
+            "eager": entry(20),
+            "torch.compile": entry(9),
+            "softshrink": entry(1.995, rival=False),
+        },
+        "rates": {"fma": 500.0, "exp": None, "copy": 50.0},
+        "floors": {"memory": 1e-3, "fma": 1.5e-3},
+        "memory": {OURS: 3.5},
+        "targets": [],
+        **more,
+    }
+
+
+def results(*records: dict[str, Any]) -> dict[str, Any]:
+    versions = {"python": "3.11", "torch": "2.13.0"}
+    head = {"kind": "cpu", "device": "A processor, 2 cores", "driver": "Linux 6", "clocks": {"cpu": "2500 MHz"}}
+    return {"machine": {**head, "versions": versions, "commit": "abc", "date": "today"}, "records": list(records)}
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "reached"),
+    [
+        (Target("speedup", "eager", at_least=6), 10, True),
+        (Target("speedup", "eager", at_least=12), 10, False),
+        (Target("speedup", BEST, at_least=4), 4.5, True),
+        (Target("slowdown", "eager", at_most=1.3), 0.1, True),
+        (Target("excess", "softshrink", at_most=10), 5, True),
+        (Target("excess", "softshrink", at_most=4), 5, False),
+        (Target("floor", "largest", at_least=0.65), 0.75, True),
+        (Target("floor", "memory", at_least=0.65), 0.5, False),
+        (Target("memory", OURS, at_most=4), 3.5, True),
+        (Target("memory", OURS, at_most=3), 3.5, False),
+        (Target("speedup", "nobody", at_least=2), None, None),
+    ],
+)
+def test_targets_are_computed_from_the_medians(target: Target, value: float | None, reached: bool | None) -> None:
+    measured = targets.value(target, record())
+    assert measured == (None if value is None else pytest.approx(value))
+    assert targets.reached(target, measured) is reached
+    assert targets.from_json(json.loads(json.dumps(target.as_json()))) == target
+
+
+def test_a_yardstick_is_no_rival() -> None:
+    assert targets.best_of_others(record()) == "torch.compile"
+
+
+def test_floors_are_the_work_over_the_rate() -> None:
+    found = floors.times(Rates(fma=500.0, copy=50.0), moved_bytes=50e6, multiply_adds=1e9)
+    assert found == {"memory": pytest.approx(1e-3), "fma": pytest.approx(4e-3)}
+    assert floors.times(Rates(), 50e6, 1e9) == {}
+    together = floors.together([Rates(fma=10, copy=1), Rates(fma=30, copy=2), Rates(fma=20, copy=9), Rates()])
+    assert together == Rates(fma=30, copy=2)
+
+
+def test_the_floors_of_this_machine_are_positive() -> None:
+    if native.load().module is None:
+        assert floors.measure("cpu", 1) == Rates()
+        return
+    rates = floors.measure("cpu", 1, 0.01, exp=True)
+    assert all(rate is not None and rate > 0.1 for rate in dataclasses.astuple(rates))
+
+
+def test_the_report_shows_times_ratios_floors_and_verdicts(tmp_path: Path) -> None:
+    wanted = [
+        Target("speedup", "eager", at_least=6),
+        Target("speedup", BEST, at_least=5),
+        Target("floor", "largest", 0.65),
+    ]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results(record(targets=[target.as_json() for target in wanted]))))
+    text = report.text(report.load(path))
+    for part in (
+        "2 threads, allocator thresholds raised",
+        "2 ms [1.8 ms - 4 ms]",
+        "10.0x",
+        "75 %",
+        "best of the others (torch.compile)",
+        "at least 65 %",
+        "largest error 0.25 of what is allowed",
+        "ours 3.5",
+        "500 GFLOP/s",
+    ):
+        assert part in text
+    lines = [line for line in text.splitlines() if "at least" in line]
+    assert [line.split()[-1] for line in lines] == ["reached", "REACHED", "reached"]
+    assert "NOT REACHED" in lines[1]
+
+
+def test_targets_are_judged_in_the_main_setting_only() -> None:
+    target = Target("speedup", "eager", at_least=6).as_json()
+    for other in ({"allocator": "default"}, {"main": False, "threads": 1}, {"device": "cuda"}):
+        assert report.verdicts(record(targets=[target], **other)) == []
+    assert len(report.verdicts(record(targets=[target]))) == 1
+
+
+def test_the_markdown_table_has_a_line_a_work() -> None:
+    lines = report.markdown(results(record(), record(allocator="default"))).splitlines()
+    assert lines[2] == "| forward, 4x64x128^2, float32 | 2 ms | 10.0x | 4.50x (torch.compile) | 75 % (FMA) |"
+    assert lines[3] == ""
+
+
+def tiny_work(function: Any, **more: Any) -> Work:
+    """A work of a few numbers with eager PyTorch as the rival."""
+    contestants = [Contestant(OURS, function), Contestant("eager", eager)]
+    return Work("tiny", proximal_gate.works("cpu")[0].build, (1, 2, 4, 5), contestants, **more)
+
+
+class Stopwatch:
+    """Stands for pytest-benchmark's fixture: three rounds."""
+
+    def __init__(self) -> None:
+        self.rounds = 0
+
+    def pedantic(self, target: Any, setup: Any, rounds: int, iterations: int) -> None:
+        assert iterations == 1
+        for _ in range(rounds):
+            setup()
+            target()
+        self.rounds = rounds
+
+
+@pytest.fixture
+def quick_setting(monkeypatch: pytest.MonkeyPatch) -> harness.Setting:
+    monkeypatch.setattr(floors, "measure", lambda *_: Rates(fma=100.0, copy=10.0))
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    monkeypatch.setattr(harness.Setting, "budget", 0.0)
+    for name in machine.ALLOCATOR_VARIABLES:
+        monkeypatch.setenv(name, machine.RAISED)
+    return harness.Setting("cpu", torch.get_num_threads(), short=True)
+
+
+def wrong(field: torch.Tensor, **others: Any) -> torch.Tensor:
+    result = eager(field, **others)
+    return result + 1e-3 * result.abs().max()
+
+
+def fails(field: torch.Tensor, **others: Any) -> torch.Tensor:
+    raise ValueError("cannot do this")
+
+
+@pytest.mark.parametrize("function", [wrong, fails])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_wrong_result_is_reported_and_never_timed(
+    function: Any, training: bool, quick_setting: harness.Setting
+) -> None:
+    stopwatch, found = Stopwatch(), harness.Results(results()["machine"], operator="proximal_gate")
+    with pytest.raises(AssertionError, match="WRONG, so not timed"):
+        found.race(stopwatch, tiny_work(function, training=training), quick_setting)
+    assert stopwatch.rounds == 0
+    assert all("median" not in one for one in found.records[0]["contestants"].values())
+    for text in (report.text(found.as_json()), report.markdown(found.as_json()), report.line(found.records[0])):
+        assert "WRONG" in text
+        assert " us" not in text
+        assert " ms" not in text
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_right_result_is_timed_beside_its_rivals(
+    training: bool, quick_setting: harness.Setting, tmp_path: Path
+) -> None:
+    stopwatch, path = Stopwatch(), tmp_path / "results.json"
+    found = harness.Results(results()["machine"], path, operator="proximal_gate")
+    ours = proximal_gate.works("cpu")[0].ours.function
+    found.race(stopwatch, tiny_work(ours, training=training, moved_bytes=960, multiply_adds=1000), quick_setting)
+    (kept,) = report.load(path)["records"]
+    assert stopwatch.rounds == 5
+    assert {kept["contestants"][name]["rounds"] for name in (OURS, "eager", harness.COPY)} == {5}
+    assert kept["contestants"][OURS]["error"] <= 1
+    assert kept["floors"] == {"memory": pytest.approx(960 / 10e9), "fma": pytest.approx(2000 / 100e9)}
+    assert "WRONG" not in report.text(report.load(path))
+
+
+def test_a_rival_that_is_wrong_drops_out_and_ours_is_timed(quick_setting: harness.Setting) -> None:
+    raced = dataclasses.replace(
+        tiny_work(eager), contestants=[Contestant(OURS, eager), Contestant("other", wrong), Contestant("third", eager)]
+    )
+    kept = harness.race(Stopwatch(), raced, quick_setting)
+    assert kept["contestants"]["other"]["wrong"]
+    assert "median" not in kept["contestants"]["other"]
+    assert targets.best_of_others(kept) == "third"
+
+
+@pytest.mark.parametrize("size", [(1, 3, 9, 8), (1, 2, 7, 8, 9)])
+def test_the_merged_kernel_is_the_same_gate(size: tuple[int, ...]) -> None:
+    problem = proximal_gate.build("contiguous", size, torch.float64, CPU)
+    expected = eager(**problem.inputs, **problem.settings)
+    inputs = proximal_gate.with_merged_weight(dict(problem.inputs))
+    torch.testing.assert_close(proximal_gate.gate_with_one_kernel(**inputs, **problem.settings), expected)
+    torch.testing.assert_close(proximal_gate.gate_that_merges(**problem.inputs, **problem.settings), expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_works_have_names_of_their_own_and_targets_that_can_be_judged(device: str) -> None:
+    works = proximal_gate.works(device)
+    assert len({one.key for one in works}) == len(works)
+    for one in works:
+        names = {contestant.name for contestant in one.contestants}
+        for target in one.targets:
+            assert target.measure in ("floor", "memory") or target.against in (*names, BEST)
+            assert target.measure != "memory" or one.field_bytes
+            assert target.measure != "floor" or (one.moved_bytes and one.multiply_adds)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
+def test_extra_memory_is_what_a_run_allocates() -> None:
+    megabytes = 64
+    peak = single._cpu_peak(lambda: torch.ones(megabytes << 18))
+    assert peak is not None
+    assert megabytes <= peak / 2**20 < megabytes + 16
+
+
+def test_a_profile_becomes_one_record_a_kernel() -> None:
+    metrics = list(gpu.METRICS)
+    header = ["ID", "Kernel Name", *metrics]
+    units = ["", "", "us", "%", "%", "%", "", "register/thread"]
+    row = ["0", "gate_forward(float *)", "187.5", "81.2", "40.0", "62.5", "1,024", "40"]
+    output = "==PROF== Connected\n" + "\n".join(
+        ",".join(f'"{cell}"' for cell in cells) for cells in (header, units, row)
+    )
+    (kernel,) = gpu.parse_profile(output)
+    assert kernel["kernel"] == "gate_forward(float *)"
+    assert kernel["time_us"] == 187.5
+    assert kernel["bank_conflicts"] == 1024
+    assert gpu.parse_profile("==ERROR== no kernels") == []
+
+
+def test_a_stage_is_finished_only_for_these_sources_and_only_if_it_passed(tmp_path: Path) -> None:
+    class Arguments:
+        stage, results = "tests", tmp_path
+
+    path = tmp_path / "tests.json"
+    assert gpu.finished(Arguments) == 1
+    for values, finished in (
+        ({"status": 0, "sources": gpu.sources()}, 0),
+        ({"status": 1, "sources": gpu.sources()}, 1),
+        ({"status": 0, "sources": "others"}, 1),
+    ):
+        path.write_text(json.dumps(values))
+        assert gpu.finished(Arguments) == finished
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_gpu_script_says_at_once_that_there_is_no_gpu() -> None:
+    script = str(ROOT / "benchmarks" / "gpu.sh")
+    environment = machine.environment("default") | {"PYTHON": sys.executable}
+    done = subprocess.run(["bash", script], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 1
+    assert "there is no GPU here" in done.stderr
+    assert done.stdout == ""
+
+
+def test_each_setting_gets_an_environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for setting in machine.ALLOCATORS:
+        for name in machine.ALLOCATOR_VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in machine.environment(setting).items():
+            monkeypatch.setenv(name, value)
+        assert machine.allocator() == setting
+
+
+def test_one_run_does_the_forward_or_the_gradients_of_everything() -> None:
+    gate = tiny_work(eager, training=True)
+    result, gradients = work.runner(gate.problem(CPU), gate.ours)()
+    assert result.shape == gate.size
+    assert [tuple(gradient.shape) for gradient in gradients] == [gate.size, (3, 2, 3, 3), (2,), gate.size, (1, 2)]
+    forward = tiny_work(eager)
+    assert not work.runner(forward.problem(CPU), forward.ours)().requires_grad
+    assert timing.timer(forward, forward.ours, [forward.problem(CPU)]).seconds() > 0
