@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +51,20 @@ def settings(device: str, short: bool) -> list[tuple[str, str]]:
 
 
 def measure(arguments: argparse.Namespace, allocator: str, threads: str) -> tuple[int, dict[str, Any] | None]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "results.json"
-        targets = [str(HERE / f"{name}.py") for name in arguments.operators] or [str(HERE)]
-        command = [sys.executable, "-m", "pytest", *targets, *QUIET]
-        command += ["--device", arguments.device, "--threads", threads, "--results", str(path)]
-        command += ["--short"] * arguments.short + (["-k", arguments.keyword] if arguments.keyword else [])
-        print(f"{machine.ALLOCATORS[allocator]}, threads: {threads or 'all'}", flush=True)
-        code = subprocess.run(command, cwd=HERE.parent, env=machine.environment(allocator)).returncode
-        return code, json.loads(path.read_text()) if path.exists() else None
+    # Written after every work, so that what a run had measured is there when it is stopped.
+    path = HERE / "results" / "local" / f"unfinished-{arguments.device}-{allocator}.json"
+    path.unlink(missing_ok=True)
+    targets = [str(HERE / f"{name}.py") for name in arguments.operators] or [str(HERE)]
+    command = [sys.executable, "-m", "pytest", *targets, *QUIET]
+    command += ["--device", arguments.device, "--threads", threads, "--results", str(path)]
+    command += ["--short"] * arguments.short + (["-k", arguments.keyword] if arguments.keyword else [])
+    print(f"{machine.ALLOCATORS[allocator]}, threads: {threads or 'all'}", flush=True)
+    code = subprocess.run(command, cwd=HERE.parent, env=machine.environment(allocator)).returncode
+    if not path.exists():
+        return code or 1, None
+    found = json.loads(path.read_text())
+    path.unlink()
+    return code, found
 
 
 def save(merged: dict[str, Any], arguments: argparse.Namespace) -> None:

@@ -52,8 +52,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if {"work", "setting"} <= set(metafunc.fixturenames):
         pairs = [
             (work, setting)
+            for work in metafunc.module.works(metafunc.config.getoption("--device"))
             for setting in _settings(metafunc.config)
-            for work in metafunc.module.works(setting.device)
             if setting.includes(work)
         ]
         names = [f"{work.key}, {setting.threads} threads" for work, setting in pairs]

@@ -51,9 +51,9 @@ class Setting:
         """The fewest and the most."""
         return (5, 15) if self.short else (7, 41)
 
-    def includes(self, work: Work) -> bool:
+    def includes(self, one: Work | Contestant) -> bool:
         main = self.main and (self.device == "cuda" or allocator() == "raised")
-        return (work.short or not self.short) and (work.every_setting or main)
+        return (one.short or not self.short) and (one.every_setting or main)
 
 
 # A contestant slower than this a call is timed in the first three rounds only: its jitter is small beside its time.
@@ -71,6 +71,18 @@ def expectation(problem: Problem) -> parity.Expectation:
         reference = parity.evaluate(problem, problem.definition, contiguous(torch.float64))
         eager = parity.evaluate(problem, problem.eager, contiguous(problem.dtype))
     return parity.Expectation(reference, [eager])
+
+
+_last: tuple[Any, parity.Expectation] | None = None
+
+
+def expectation_of(work: Work, problem: Problem) -> parity.Expectation:
+    """The expectation, kept for the next work or setting with the same numbers: float64 in 3-D takes seconds."""
+    global _last
+    if _last is None or _last[0] != work.numbers:
+        _last = None
+        _last = (work.numbers, expectation(problem))
+    return _last[1]
 
 
 # What a rival may exceed the tolerance rule by and still be timed. torch.compile sums the gradients of a threshold in
@@ -122,14 +134,13 @@ def race(benchmark: Any, work: Work, setting: Setting) -> dict[str, Any]:
     device = torch.device(setting.device)
     torch.set_num_threads(setting.threads)
     torch.compiler.reset()
-    contestants = [one for one in work.contestants if one.short or not setting.short]
+    contestants = [one for one in work.contestants if setting.includes(one)]
     problem = work.problem(device)
-    expected = expectation(problem)
+    expected = expectation_of(work, problem)
     entries: dict[str, dict[str, Any]] = {}
     for contestant in contestants:
         entry: dict[str, Any] = {"rival": contestant.rival}
         entries[contestant.name] = entry | (check(problem, contestant, expected) if contestant.rival else {})
-    del expected
     gc.collect()
 
     if entries[OURS]["wrong"]:  # then there is nothing to compare
@@ -154,7 +165,7 @@ def run_rounds(
     benchmark: Any, timers: Mapping[str, timing.Timer], setting: Setting
 ) -> tuple[dict[str, list[float]], Rates]:
     """Rounds in which each contestant runs once, ours last; the floors are measured at the start, middle and end."""
-    trial = {name: timer.seconds() for name, timer in timers.items()}
+    trial = {name: timer.trial for name, timer in timers.items()}
     slow = {name for name, seconds in trial.items() if seconds > SLOW and name != OURS}
     quick = sum(seconds * timers[name].calls for name, seconds in trial.items() if name not in slow)
     fewest, most = setting.rounds
@@ -229,9 +240,9 @@ class Results:
 
 
 def memory_of(work: Work, setting: Setting) -> list[str]:
-    """Whose memory is measured: ours, and in whole runs the rivals'."""
+    """Whose memory is measured: ours, and in whole runs the first rival's."""
     names = [contestant.name for contestant in work.contestants if contestant.rival]
-    return [OURS] if setting.short or allocator() == "default" else names
+    return [OURS] if setting.short or allocator() == "default" else names[:2]
 
 
 def extra_memory(operator: str, work: Work, name: str, setting: Setting) -> float | None:

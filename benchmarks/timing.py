@@ -28,7 +28,7 @@ class CpuTimer:
     def __init__(self, work: Work, contestant: Contestant, problems: Sequence[Problem]):
         self.run = runner(problems[0], contestant)
         self.calls = work.calls
-        self.run()
+        self.trial = self.seconds()
 
     def seconds(self) -> float:
         run = self.run
@@ -46,6 +46,7 @@ class GpuTimer:
         self.calls = work.calls
         self.replay = None if self.host else self._capture()
         self.graph = self.replay is not None
+        self.trial = self.seconds()
 
     def _capture(self) -> Callable[[], None] | None:
         stream = torch.cuda.Stream()

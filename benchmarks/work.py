@@ -30,6 +30,7 @@ class Contestant:
     prepare: Callable[[Inputs], Inputs] | None = None  # what a user would do once, not at every call
     rival: bool = True  # False: a yardstick that computes something else, and is not checked
     short: bool = True  # takes part in short runs
+    every_setting: bool = True  # False: only with all threads and raised allocator thresholds
 
     def arrange(self, tensor: Tensor) -> Tensor:
         return channels_last(tensor) if self.layout == "channels_last" else tensor.contiguous()
@@ -57,6 +58,11 @@ class Work:
     def problem(self, device: torch.device, size: tuple[int, ...] | None = None) -> Problem:
         made = self.build(size or self.size, self.dtype, device)
         return made if self.training else dataclasses.replace(made, grads=())
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """Equal for works whose problems are the same, so that one reference serves them."""
+        return self.build, self.size, self.dtype, self.training
 
     @property
     def key(self) -> str:

@@ -146,7 +146,9 @@ def explain(op: str | Callable[..., Any], *tensors: Tensor) -> Explanation:
     if name not in OPERATORS:
         raise ValueError(f"op is {name!r}; it must be one of {', '.join(map(repr, OPERATORS))}")
     if not tensors:
-        raise ValueError("explain needs at least the operator's first tensor: the answer depends on its device and dtype")
+        raise ValueError(
+            "explain needs at least the operator's first tensor: the answer depends on its device and dtype"
+        )
     operator = OPERATORS[name]
     verdicts = {backend: operator.implementations[backend].can_run(tensors) for backend in BACKENDS}
     asked = current()
@@ -178,7 +180,9 @@ def triton_can_run(tensors: Tensors) -> Verdict:
     if device.type not in ("cuda", "cpu"):
         return Verdict(False, f"the tensors are on {device}; Triton kernels run on NVIDIA and AMD GPUs")
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        return Verdict(False, "the tensors are on the CPU: it needs a GPU, or TRITON_INTERPRET=1 set before Python starts")
+        return Verdict(
+            False, "the tensors are on the CPU: it needs a GPU, or TRITON_INTERPRET=1 set before Python starts"
+        )
     kernels, reason = triton_package()
     if kernels is None:
         return Verdict(False, reason)

@@ -78,7 +78,9 @@ def placed(*tensors: Tensor | None) -> list[Any]:
 def parameters(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
     """The tensors contiguous and in this dtype, converted where they are not."""
     return [
-        tensor if tensor is None or (tensor.dtype is dtype and tensor.is_contiguous()) else tensor.to(dtype).contiguous()
+        tensor
+        if tensor is None or (tensor.dtype is dtype and tensor.is_contiguous())
+        else tensor.to(dtype).contiguous()
         for tensor in tensors
     ]
 

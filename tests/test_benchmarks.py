@@ -146,7 +146,7 @@ def test_the_markdown_table_has_a_line_a_work() -> None:
 def tiny_work(function: Any, **more: Any) -> Work:
     """A work of a few numbers with eager PyTorch as the rival."""
     contestants = [Contestant(OURS, function), Contestant("eager", eager)]
-    return Work("tiny", proximal_gate.works("cpu")[0].build, (1, 2, 4, 5), contestants, **more)
+    return Work("tiny", proximal_gate.build, (1, 2, 4, 5), contestants, **more)
 
 
 class Stopwatch:
@@ -226,7 +226,7 @@ def test_a_rival_that_is_wrong_drops_out_and_ours_is_timed(quick_setting: harnes
 
 @pytest.mark.parametrize("size", [(1, 3, 9, 8), (1, 2, 7, 8, 9)])
 def test_the_merged_kernel_is_the_same_gate(size: tuple[int, ...]) -> None:
-    problem = proximal_gate.build("contiguous", size, torch.float64, CPU)
+    problem = proximal_gate.build(size, torch.float64, CPU)
     expected = eager(**problem.inputs, **problem.settings)
     inputs = proximal_gate.with_merged_weight(dict(problem.inputs))
     torch.testing.assert_close(proximal_gate.gate_with_one_kernel(**inputs, **problem.settings), expected)

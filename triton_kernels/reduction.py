@@ -9,9 +9,12 @@ from .stencil import count, entry
 @triton.jit
 def _row_sum(ptr, columns, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
     total = tl.zeros((BLOCK,), DTYPE)
-    for start in range(0, columns, BLOCK):
+    start = 0
+    # `range` over a number known at run time does not pass the interpreter of Triton 3.6 with today's NumPy.
+    while start < columns:
         offs = start + tl.arange(0, BLOCK)
         total += tl.load(ptr + offs, mask=offs < columns, other=0.0)
+        start += BLOCK
     return tl.sum(total)
 
 

@@ -116,9 +116,9 @@ def rows_of_plane(
     """`used` gives for each tap the output planes that it serves."""
     # For each row: (first column of a window, output block, place of the tap).
     seen: dict[int, list[tuple[int, int, int]]] = {}
-    for place, (tap, from_depths) in enumerate(used.items()):
+    for place, tap in enumerate(used):
         _, down, right = tap.offset
-        for depth in from_depths:
+        for depth in used[tap]:
             for row in range(rows):
                 for block in range(columns // vector):
                     output = (depth * rows + row) * (columns // vector) + block

@@ -59,7 +59,9 @@ def companion(name: str, tensor: Tensor, leader_name: str, leader: Tensor) -> No
 
 def same_device(name: str, tensor: Tensor, leader_name: str, leader: Tensor) -> None:
     if tensor.device != leader.device:
-        raise ValueError(f"{name} is on {tensor.device} and {leader_name} on {leader.device}; they must be on one device")
+        raise ValueError(
+            f"{name} is on {tensor.device} and {leader_name} on {leader.device}; they must be on one device"
+        )
 
 
 def channel_values(

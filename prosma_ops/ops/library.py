@@ -29,9 +29,7 @@ def define(
     name = schema[: schema.index("(")]
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"prosma_ops::{name}", fake, lib=LIBRARY)
-    torch.library.register_autograd(
-        f"prosma_ops::{name}", backward, setup_context=setup_context, lib=LIBRARY
-    )
+    torch.library.register_autograd(f"prosma_ops::{name}", backward, setup_context=setup_context, lib=LIBRARY)
 
 
 def passes_through(tensors: Sequence[Tensor | None]) -> bool:
@@ -44,17 +42,12 @@ def passes_through(tensors: Sequence[Tensor | None]) -> bool:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
         return False
-    if torch.autograd._profiler_enabled() or torch._C._get_tracing_state() is not None:
+    if torch.autograd.profiler._is_profiler_enabled or torch._C._get_tracing_state() is not None:
         return False
     for tensor in tensors:
         if tensor is not None and type(tensor) is not Tensor and type(tensor) is not Parameter:
             return False
     return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
-
-
-def not_needed(like: Tensor) -> Tensor:
-    """Stands in a backward operator's results where a gradient was not asked for: schemas have no `Tensor?` results."""
-    return like.new_empty(0)
 
 
 def derivative_of(

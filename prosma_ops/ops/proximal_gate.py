@@ -16,7 +16,7 @@ from ..backends import Implementation
 from ..reference import proximal_gate as reference
 from ..reference.precision import compute_dtype
 from . import checks
-from .library import define, derivative_of, not_needed, passes_through
+from .library import define, derivative_of, passes_through
 
 ACTIVATIONS = reference.ACTIVATIONS
 # 2^20 is far beyond any image, and keeps dilation * kernel_size inside 32 bits in every kernel.
@@ -71,7 +71,8 @@ def proximal_gate(
         return reference.proximal_gate(*tensors, dilations, activation)
     if passes_through(tensors):
         return _forward(*tensors, dilations, activation)
-    return _proximal_gate(*tensors, checks.integers("dilations", dilations), activation)
+    result: Tensor = _proximal_gate(*tensors, checks.integers("dilations", dilations), activation)
+    return result
 
 
 def soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
@@ -108,16 +109,22 @@ def _check(
     if len(shape) != 4 and len(shape) != 5:
         checks.rank("field", field, "(B, C, H, W) or (B, C, D, H, W)")
     if 0 in shape[1:]:
-        raise ValueError(f"field has shape {tuple(shape)}; it must have 1 channel or more, and every spatial size must be at least 1")
+        raise ValueError(
+            f"field has shape {tuple(shape)}; it must have 1 channel or more, and every spatial size must be at least 1"
+        )
     kernels = weight.shape
     checks.companion("weight", weight, "field", field)
     if len(kernels) != len(shape):
         checks.rank("weight", weight, f"(M, C{', k' * (len(shape) - 2)}) for a field of {len(shape)} dimensions")
     size = kernels[-1]
     if kernels[0] < 1:
-        raise ValueError(f"weight has shape {tuple(kernels)}; it must hold one kernel or more, (M, C, k, ...) with M >= 1")
+        raise ValueError(
+            f"weight has shape {tuple(kernels)}; it must hold one kernel or more, (M, C, k, ...) with M >= 1"
+        )
     if size % 2 == 0 or kernels[2] != size or kernels[-2] != size:
-        raise ValueError(f"weight has kernels of size {tuple(kernels[2:])}; the size must be odd and the same in every direction")
+        raise ValueError(
+            f"weight has kernels of size {tuple(kernels[2:])}; the size must be odd and the same in every direction"
+        )
     channels = shape[1]
     if kernels[1] != channels:
         checks.shape("weight", weight, (kernels[0], channels, *kernels[2:]), "(M, C, k, ...) with the C of field")
@@ -157,7 +164,7 @@ def _reference_backward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = arguments_of_forward[1:7]
     found = reference.proximal_gate_backward(*arguments_of_forward)
     return tuple(
-        _laid_out_as(gradient, values) if wanted else gradient
+        gradient if values is None or not wanted else _laid_out_as(gradient, values)
         for gradient, values, wanted in zip(empty_gradients(inputs, needed), found, needed, strict=True)
     )
 
@@ -293,22 +300,25 @@ _SHRINK = backends.register(
 
 
 def empty_gradients(inputs: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor]:
-    """What the backward fills: like the input (parameters contiguous), and of no size where not asked for."""
+    """What the backward fills: like the input, and of no size where not asked for (schemas have no `Tensor?` results)."""
+    leader = backends.leader(inputs)
     return [
-        torch.empty_like(tensor) if wanted and tensor is not None else not_needed(inputs[0])
+        torch.empty_like(tensor) if wanted and tensor is not None else leader.new_empty(0)
         for tensor, wanted in zip(inputs, needed, strict=True)
     ]
 
 
 def _forward(*arguments: Any) -> Tensor:
     _check(*arguments)
-    return _GATE.run("forward", arguments[:6], arguments)
+    result: Tensor = _GATE.run("forward", arguments[:6], arguments)
+    return result
 
 
 def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     _check(*arguments[:-1])
     checks.twin("grad", grad, "field", arguments[0])
-    return _GATE.run("backward", (*arguments[:6], grad), (grad, *arguments))
+    result: tuple[Tensor, ...] = _GATE.run("backward", (*arguments[:6], grad), (grad, *arguments))
+    return result
 
 
 def _fake_forward(field: Tensor, *rest: Any) -> Tensor:
@@ -367,13 +377,15 @@ _proximal_gate_backward = torch.ops.prosma_ops.proximal_gate_backward.default
 
 def _shrink(x: Tensor, threshold: Tensor) -> Tensor:
     _check_shrink(x, threshold)
-    return _SHRINK.run("forward", (x, threshold), (x, threshold))
+    result: Tensor = _SHRINK.run("forward", (x, threshold), (x, threshold))
+    return result
 
 
 def _shrink_backward(grad: Tensor, x: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     _check_shrink(x, threshold)
     checks.twin("grad", grad, "x", x)
-    return _SHRINK.run("backward", (x, threshold, grad), (grad, x, threshold))
+    result: tuple[Tensor, Tensor] = _SHRINK.run("backward", (x, threshold, grad), (grad, x, threshold))
+    return result
 
 
 def _fake_shrink(x: Tensor, threshold: Tensor) -> Tensor:
@@ -389,8 +401,9 @@ def _save_shrink(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _gradient_of_shrink(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _soft_threshold_backward(grad, *ctx.saved_tensors)
+def _gradient_of_shrink(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _soft_threshold_backward(grad, *ctx.saved_tensors)
+    return result
 
 
 def _second_gradient_of_shrink(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:

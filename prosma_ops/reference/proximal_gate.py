@@ -142,9 +142,7 @@ def proximal_gate_backward(
     return dq.to(field.dtype), dweight.to(weight.dtype), dtau.to(threshold.dtype), dskip, dgate, dbias
 
 
-def convolve_backward(
-    dz: Tensor, field: Tensor, weight: Tensor, dilations: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def convolve_backward(dz: Tensor, field: Tensor, weight: Tensor, dilations: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The transposed convolutions of dz, summed; and the correlation of dz with the field, one a kernel."""
     spatial = field.dim() - 2
     half_width = (weight.shape[-1] - 1) // 2
