@@ -29,7 +29,7 @@ from . import floors, machine, report, timing
 from .floors import Rates
 from .machine import allocator
 from .targets import OURS
-from .work import Contestant, Work, as_function
+from .work import Contestant, Work, as_function, device_of
 
 COPY = "a copy of the same bytes"
 
@@ -56,9 +56,10 @@ class Setting:
         return (one.short or not self.short) and (one.every_setting or main)
 
 
-# A contestant slower than this a call is timed in the first three rounds only: its jitter is small beside its time.
-SLOW = 0.5
-ROUNDS_OF_SLOW = 3
+# A rival slower than SLOW seconds is timed in the first three rounds only, as its jitter is small beside its time; one
+# slower than VERY_SLOW, which only a busy machine has, in the first.
+SLOW, ROUNDS_OF_SLOW = 0.5, 3
+VERY_SLOW = 5.0
 
 
 def expectation(problem: Problem) -> parity.Expectation:
@@ -118,7 +119,7 @@ def check(problem: Problem, contestant: Contestant, expected: parity.Expectation
 
 
 def synchronize(problem: Problem) -> None:
-    if problem.inputs[problem.leader].device.type == "cuda":
+    if device_of(problem).type == "cuda":
         torch.cuda.synchronize()
 
 
@@ -158,7 +159,8 @@ def race(benchmark: Any, work: Work, setting: Setting) -> dict[str, Any]:
 
 
 def summary(times: Sequence[float]) -> dict[str, Any]:
-    return {"median": statistics.median(times), "min": min(times), "max": max(times), "rounds": len(times)}
+    found = {"median": statistics.median(times), "min": min(times), "max": max(times)}
+    return {name: float(f"{seconds:.4g}") for name, seconds in found.items()} | {"rounds": len(times)}
 
 
 def run_rounds(
@@ -166,7 +168,8 @@ def run_rounds(
 ) -> tuple[dict[str, list[float]], Rates]:
     """Rounds in which each contestant runs once, ours last; the floors are measured at the start, middle and end."""
     trial = {name: timer.trial for name, timer in timers.items()}
-    slow = {name for name, seconds in trial.items() if seconds > SLOW and name != OURS}
+    slow = {name: 1 if seconds > VERY_SLOW else ROUNDS_OF_SLOW for name, seconds in trial.items() if seconds > SLOW}
+    slow.pop(OURS, None)
     quick = sum(seconds * timers[name].calls for name, seconds in trial.items() if name not in slow)
     fewest, most = setting.rounds
     rounds = max(fewest, min(most, int(setting.budget / max(quick, 1e-6))))
@@ -179,7 +182,7 @@ def run_rounds(
         if number in (0, rounds // 2, rounds - 1):
             rates.append(floors.measure(setting.device, setting.threads))
         for name, timer in timers.items():
-            if name != OURS and (name not in slow or number < ROUNDS_OF_SLOW):
+            if name != OURS and number < slow.get(name, rounds):
                 times[name].append(timer.seconds())
 
     def ours() -> None:

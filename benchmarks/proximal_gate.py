@@ -12,7 +12,8 @@ of field, weight, threshold, skip and channel gate. Floors, with n elements of s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ def merge(weight: Tensor, dilations: Sequence[int]) -> Tensor:
     dense = weight.new_zeros(weight.shape[1], 1, *(2 * reach + 1,) * spatial)
     for kernel, dilation in zip(weight, dilations, strict=True):
         margin = reach - dilation * (size - 1) // 2
-        taps = (slice(None), 0, *(slice(margin, 2 * reach + 1 - margin, dilation),) * spatial)
+        taps: tuple[Any, ...] = (slice(None), 0, *(slice(margin, 2 * reach + 1 - margin, dilation),) * spatial)
         dense[taps] = dense[taps] + kernel
     return dense
 
@@ -59,18 +60,18 @@ def gate_with_one_kernel(
 
 
 def gate_that_merges(
-    field: Tensor, weight: Tensor, *rest: Tensor, dilations: Sequence[int], activation: str, **named: Tensor
+    field: Tensor, weight: Tensor, *, dilations: Sequence[int], activation: str, **others: Any
 ) -> Tensor:
     dense = merge(weight, dilations)
-    return gate_with_one_kernel(field, dense, *rest, dilations=dilations, activation=activation, **named)
+    return gate_with_one_kernel(field, dense, dilations=dilations, activation=activation, **others)
 
 
 def with_merged_weight(inputs: Inputs) -> Inputs:
     return inputs | {"weight": merge(inputs["weight"], DILATIONS)}
 
 
-def compiled(function: object) -> object:
-    return torch.compile(function, fullgraph=True, dynamic=False)  # type: ignore[call-overload]
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def rivals(training: bool, volume: bool) -> list[Contestant]:
@@ -99,7 +100,7 @@ def build(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Pr
     return problem(Shape("benchmark", size, DILATIONS, missing=("bias",)), "contiguous", dtype, device)
 
 
-def costs(size: tuple[int, ...], dtype: torch.dtype, training: bool) -> dict[str, float]:
+def costs(size: tuple[int, ...], dtype: torch.dtype, training: bool) -> dict[str, Any]:
     """What the floors count."""
     elements, taps = math.prod(size), 25 if len(size) == 4 else 79
     return {
@@ -118,7 +119,7 @@ def speed(
     training: bool,
     targets: Sequence[Target] = (),
     dtype: torch.dtype = torch.float32,
-    **options: bool,
+    **options: Any,
 ) -> Work:
     others = rivals(training, len(size) == 5)
     if dtype.itemsize == 2 and len(size) == 5:
@@ -137,7 +138,7 @@ def speed(
     )
 
 
-def layouts(size: tuple[int, ...], training: bool, **options: bool) -> Work:
+def layouts(size: tuple[int, ...], training: bool, **options: Any) -> Work:
     """channels_last against our own contiguous kernel, on the same numbers."""
     return Work(
         name=f"{label(size, training)}, channels_last",
@@ -199,7 +200,7 @@ def works(device: str) -> list[Work]:
     ]
     if device == "cuda":
         return [call(), *image, *volume, *large()]
-    half = {"dtype": torch.bfloat16, "short": False, "every_setting": False}
+    half: dict[str, Any] = {"dtype": torch.bfloat16, "short": False, "every_setting": False}
     sizes = (IMAGE, VOLUME)
     return [*image, *volume, call(), *(speed(size, training, **half) for size in sizes for training in (False, True))]
 
@@ -219,5 +220,5 @@ def large() -> list[Work]:
     ]
 
 
-def test_speed(benchmark: object, work: Work, setting: harness.Setting, results: harness.Results) -> None:
+def test_speed(benchmark: Any, work: Work, setting: harness.Setting, results: harness.Results) -> None:
     results.race(benchmark, work, setting)

@@ -73,7 +73,7 @@ def described(target: Target, record: Record) -> str:
 
 def judged(record: Record) -> bool:
     """Targets are for the main setting on a CPU; elsewhere the figures are reported without one."""
-    return record["device"] == "cpu" and record["allocator"] == "raised" and record.get("main", True)
+    return bool(record["device"] == "cpu" and record["allocator"] == "raised" and record.get("main", True))
 
 
 def verdicts(record: Record) -> list[Row]:
@@ -151,6 +151,14 @@ def head(machine: Mapping[str, Any]) -> str:
     return f"{where}\n{versions}; commit {machine['commit']}; {machine['date']}"
 
 
+def busy(machine: Mapping[str, Any], records: Sequence[Record]) -> list[str]:
+    """A warning where other work ran when the run began: threads that wait for each other suffer most from it."""
+    cores, load = max((record["threads"] for record in records), default=1), machine.get("load", 0)
+    if machine["kind"] != "cpu" or load <= cores / 4:
+        return []
+    return [f"The machine was busy (load {load} with {cores} threads): these times are not what it can do alone."]
+
+
 def details(record: Record) -> list[str]:
     """What else is known: the error, first call, memory, and how many rounds."""
     entry = record["contestants"][OURS]
@@ -170,7 +178,7 @@ def details(record: Record) -> list[str]:
 def text(results: Mapping[str, Any]) -> str:
     """The whole report for a terminal."""
     machine, records = results["machine"], results["records"]
-    parts = [head(machine), ""]
+    parts = [head(machine), *busy(machine, records), ""]
     for setting in dict.fromkeys(map(group, records)):
         chosen = [record for record in records if group(record) == setting]
         parts += [f"{setting}   (measured beside: {typical(chosen)})", *aligned(_rows(chosen)), ""]
@@ -185,7 +193,7 @@ def typical(records: Sequence[Record]) -> str:
 
 
 def _rows(records: Sequence[Record]) -> list[Row]:
-    rows: list[Row] = [("work", "against", "time", "/ ours")]
+    rows: list[Row] = [("work", "against", "time", "time / ours")]
     for record in records:
         rows.append((title(record), OURS, ours(record), ""))
         rows += [("", *row) for row in rivals(record)]

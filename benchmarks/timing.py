@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from prosma_ops.testing import Problem
 
-from .work import Contestant, Work, runner
+from .work import Contestant, Work, device_of, runner
 
 COLD_FACTOR = 3  # the rotated inputs together are this many times the cache
 MOST_COPIES = 24
@@ -81,7 +80,7 @@ class GpuTimer:
         self._work()
         stop.record()
         stop.synchronize()
-        return start.elapsed_time(stop) * 1e-3 / len(self.runs)
+        return float(start.elapsed_time(stop)) * 1e-3 / len(self.runs)
 
     def _seconds_on_host(self) -> float:
         run = self.runs[0]
@@ -98,18 +97,18 @@ Timer = CpuTimer | GpuTimer
 
 
 def timer(work: Work, contestant: Contestant, problems: Sequence[Problem]) -> Timer:
-    kind: Any = CpuTimer if problems[0].inputs[problems[0].leader].device.type == "cpu" else GpuTimer
-    return kind(work, contestant, problems)  # type: ignore[no-any-return]
+    kind = CpuTimer if device_of(problems[0]).type == "cpu" else GpuTimer
+    return kind(work, contestant, problems)
 
 
 def rotated(work: Work, problem: Problem) -> list[Problem]:
     """The problem, and on a GPU as many copies of it as make the cache cold."""
-    leader = problem.inputs[problem.leader]
-    if leader.device.type == "cpu" or work.calls > 1:
+    device = device_of(problem)
+    if device.type == "cpu" or work.calls > 1:
         return [problem]
     tensors = [tensor for tensor in (*problem.inputs.values(), *problem.grads) if tensor is not None]
     bytes_of_one = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    cache = getattr(torch.cuda.get_device_properties(leader.device), "L2_cache_size", 0) or (64 << 20)
+    cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0) or (64 << 20)
     copies = min(MOST_COPIES, max(2, -(-COLD_FACTOR * cache // max(1, bytes_of_one))))
 
     def copy() -> Problem:

@@ -81,6 +81,12 @@ class Work:
         return next(contestant for contestant in self.contestants if contestant.name == name)
 
 
+def device_of(problem: Problem) -> torch.device:
+    leader = problem.inputs[problem.leader]
+    assert leader is not None
+    return leader.device
+
+
 def leaves(problem: Problem, contestant: Contestant) -> Inputs:
     """The inputs in the contestant's layout, requiring gradients where the work is training."""
 

@@ -182,7 +182,9 @@ def test_the_operator_itself_is_the_public_function(backend: str) -> None:
     ],
     ids=lambda changes: " ".join(f"{k} {tuple(v.shape) if isinstance(v, Tensor) else v}" for k, v in changes.items()),
 )
-def test_the_operator_called_directly_does_not_read_beyond_its_tensors(backend: str, changes: dict[str, object]) -> None:
+def test_the_operator_called_directly_does_not_read_beyond_its_tensors(
+    backend: str, changes: dict[str, object]
+) -> None:
     with pytest.raises((ValueError, TypeError, RuntimeError, KeyError, IndexError)):
         direct(**changes)
 

@@ -38,7 +38,9 @@ def test_it_describes_the_native_library(native_library: object) -> None:
 
 
 def test_it_says_what_a_missing_library_costs_and_how_to_get_it(python: Run) -> None:
-    done = python("import sys; sys.modules['prosma_ops._native'] = None\nfrom prosma_ops import doctor\nprint(doctor.text())")
+    done = python(
+        "import sys; sys.modules['prosma_ops._native'] = None\nfrom prosma_ops import doctor\nprint(doctor.text())"
+    )
     assert done.returncode == 0, done.stderr
     for text in ("what it costs", "slower", "how to get it", "PROSMA_REQUIRE_NATIVE=1 pip install", "missing"):
         assert text in done.stdout
@@ -72,7 +74,10 @@ def test_it_names_no_user_and_no_folder(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("/home/jane/env/lib/python3.11/site-packages/torch/lib/libc10.so: no", "site-packages/torch/lib/libc10.so: no"),
+        (
+            "/home/jane/env/lib/python3.11/site-packages/torch/lib/libc10.so: no",
+            "site-packages/torch/lib/libc10.so: no",
+        ),
         ("(/Users/jane/src/prosma_ops/_native.so)", "(prosma_ops/_native.so)"),
         ("cannot open '/opt/secret/libfoo.so.1'", "cannot open 'libfoo.so.1'"),
         ("-O3 -ffp-contract=fast and/or", "-O3 -ffp-contract=fast and/or"),

@@ -51,7 +51,9 @@ def test_no_elements_to_shrink(implementation: Implementation, size: tuple[int, 
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("size", [(2, 3, 1, 1), (1, 1, 1, 1), (2, 17, 1, 1), (2, 3, 1, 1, 1), (1, 2, 1, 9), (1, 2, 9, 1)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(2, 3, 1, 1), (1, 1, 1, 1), (2, 17, 1, 1), (2, 3, 1, 1, 1), (1, 2, 1, 9), (1, 2, 9, 1)], ids=str
+)
 def test_one_pixel_and_one_line(implementation: Implementation, size: tuple[int, ...], layout: str) -> None:
     agree(size, layout, drawn="exact")
 
@@ -65,7 +67,9 @@ def test_dilations_beyond_the_image(
     agree(size, layout, dilations=dilations, drawn="exact")
 
 
-@pytest.mark.parametrize(("size", "kernel_size"), [((1, 2, 3, 2), 7), ((1, 1, 5, 5), 11), ((1, 1, 2, 3, 2), 7), ((1, 2, 20, 21), 9)])
+@pytest.mark.parametrize(
+    ("size", "kernel_size"), [((1, 2, 3, 2), 7), ((1, 1, 5, 5), 11), ((1, 1, 2, 3, 2), 7), ((1, 2, 20, 21), 9)]
+)
 def test_kernels_beyond_the_image(implementation: Implementation, size: tuple[int, ...], kernel_size: int) -> None:
     for layout in ("contiguous", "channels_last"):
         agree(size, layout, kernel_size=kernel_size, dilations=(1, 2), drawn="exact")
@@ -217,7 +221,9 @@ def test_an_infinite_threshold_silences_everything(implementation: Implementatio
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_types_overflow_to_infinity_and_keep_subnormals(implementation: Implementation, dtype: torch.dtype) -> None:
+def test_half_types_overflow_to_infinity_and_keep_subnormals(
+    implementation: Implementation, dtype: torch.dtype
+) -> None:
     largest, least = torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal / 2
     field = torch.tensor([largest, -largest, least, -least, 0.0], dtype=dtype).reshape(1, 1, 1, 5)
     one, zero = torch.ones(1, 1, 1, 1, dtype=dtype), torch.zeros(1, dtype=dtype)

@@ -160,8 +160,9 @@ def test_every_layout_is_what_it_says() -> None:
         if layout != "expanded":
             assert torch.equal(laid, values), layout
         whole = torch.empty(0).set_(laid.untyped_storage())
-        assert whole.isnan().sum() == (whole.numel() - laid.numel() if layout in
-                                       ("sliced", "chunk", "channels_last_chunk") else 0), layout
+        assert whole.isnan().sum() == (
+            whole.numel() - laid.numel() if layout in ("sliced", "chunk", "channels_last_chunk") else 0
+        ), layout
     assert lay_out(values, "expanded").stride(0) == 0
     assert lay_out(values, "channels_last").is_contiguous(memory_format=torch.channels_last)
     assert not math.isnan(float(values.sum()))

@@ -73,4 +73,6 @@ def test_a_wrong_sign_fails_in_every_dtype() -> None:
 
 
 def test_error_is_formed_in_float64() -> None:
-    assert error(torch.tensor([1.0]), torch.tensor([1.0 + 1e-12], dtype=torch.float64)) == pytest.approx(1e-12, rel=1e-3)
+    assert error(torch.tensor([1.0]), torch.tensor([1.0 + 1e-12], dtype=torch.float64)) == pytest.approx(
+        1e-12, rel=1e-3
+    )

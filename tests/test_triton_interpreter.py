@@ -13,6 +13,7 @@ import pytest
 
 from prosma_ops import backends
 from prosma_ops.testing.case import DTYPES, dtype_name, suite
+from prosma_ops.testing.check import INTERPRETED_SELF_TEST
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -43,7 +44,7 @@ def test_parity(python: Run, tmp_path: Path) -> None:
 def test_self_test(python: Run, tmp_path: Path) -> None:
     found = report(python, tmp_path, "--self-test")
     tensors = sum(len(names) for operator in backends.OPERATORS for names in suite(operator).results.values())
-    assert len(found["planted"]) == tensors * 3 * len(DTYPES)
+    assert len(found["planted"]) == tensors * 3 * len(INTERPRETED_SELF_TEST)
     assert all(plant["reported"] for plant in found["planted"])
 
 

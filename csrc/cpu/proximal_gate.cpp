@@ -6,162 +6,16 @@
 // Threshold, activation, skip and channel gate are applied on the way out. The backward makes z again from q, turns it
 // in place into dz, and takes dq and the weight gradient from that same tile: q, skip and dy are read once, dq and
 // dskip written once, and nothing of the field's size is stored in between.
-//
-// A tile belongs to one image and one group of channels: one channel where vectors run along the width (contiguous
-// tensors), a vector of channels where they run over channels (channels_last).
 #include "kernels.h"
 #include "math.h"
 #include "parallel.h"
-#include "stencil.h"
-#include "storage.h"
+#include "tiles.h"
 
 namespace prosma::PROSMA_LEVEL {
 namespace {
 
-PROSMA_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-PROSMA_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-PROSMA_INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
-PROSMA_INLINE int64_t round_up(int64_t a, int64_t b) { return ceiling(a, b) * b; }
-
-// A tile and its halos should stay in the second-level cache, and leave room there for what streams through.
-constexpr int64_t TILE_BYTES = 384 << 10;
-// Strips of rows and chunks of columns whose sums, and the rows they are made of, stay in the first-level cache over all
-// dilations: 24 rows are 8 lines of dilation 3, 12 of 2 and 24 of 1, so that blocks of 8 and 6 fit exactly.
-constexpr int STRIP = MOST_BLOCKS;
-constexpr int CHUNK = 8;
-// Enough items that many threads find work, few enough that halos stay cheap.
-constexpr int64_t FEWEST_ITEMS = 64;
 // From here on results are written past the caches.
 constexpr int64_t STREAMING_BYTES = 8 << 20;
-// Multiply-adds below which a second thread costs more than it saves (starting it takes about 5 us).
-constexpr int64_t WORTH_A_THREAD = 1 << 19;
-
-// The geometry of the work: how an image is cut into items, and how an item's rows lie in scratch memory.
-template <class S>
-struct Plan {
-    using T = Compute<S>;
-    static constexpr int L = LANES<T>;
-
-    const GateArguments& a;
-    Layout layout;
-    int64_t groups, vectors;   // channel groups; vectors in a row
-    int64_t step;              // scratch elements from a pixel to its right neighbour
-    int64_t reach_rows, reach_planes, left, row_length;
-    int taps_in_plane, taps, dilations;
-    int64_t tile_rows, row_tiles, chunk_planes, depth_chunks, items;
-
-    Plan(const GateArguments& arguments, int halos, int planes_kept)
-        : a(arguments), layout(arguments.field, arguments.sizes, L), groups(layout.groups), vectors(layout.vectors) {
-        const int64_t height = a.sizes[HEIGHT], depth = a.sizes[DEPTH];
-        step = layout.over_channels ? L : 1;
-        dilations = a.dilation_count;
-        taps_in_plane = a.kernel_size * a.kernel_size;
-        taps = dilations * a.kernel_depth * taps_in_plane;
-        int64_t reach_columns = 0;
-        reach_rows = reach_planes = 0;
-        for (int m = 0; m < dilations; ++m) {
-            reach_columns = larger(reach_columns, a.kernel_size / 2 * column_dilation(m));
-            reach_rows = larger(reach_rows, a.kernel_size / 2 * row_dilation(m));
-            reach_planes = larger(reach_planes, a.kernel_depth / 2 * a.dilations[m]);
-        }
-        left = round_up(reach_columns * step, L);
-        row_length = left + vectors * L + left;
-        const int64_t ring = ring_planes();
-        const int64_t row_bytes = row_length * int64_t(sizeof(T)) * ring * planes_kept;
-        tile_rows = larger(TILE_BYTES / larger(row_bytes, 1) - halos * 2 * reach_rows, larger(MOST_ROWS, halos * 2 * reach_rows));
-        tile_rows = larger(1, smaller(tile_rows, height));
-        const int64_t images = a.sizes[BATCH] * groups;
-        row_tiles = ceiling(height, tile_rows);
-        if (images * row_tiles < FEWEST_ITEMS)
-            row_tiles = larger(row_tiles, smaller(ceiling(FEWEST_ITEMS, larger(images, 1)), height / larger(MOST_ROWS, 4 * reach_rows)));
-        tile_rows = larger(1, ceiling(height, larger(row_tiles, 1)));
-        row_tiles = ceiling(height, tile_rows);
-        depth_chunks = 1;
-        if (images * row_tiles < FEWEST_ITEMS)
-            depth_chunks = larger(1, smaller(ceiling(FEWEST_ITEMS, larger(images * row_tiles, 1)), depth / larger(4, 4 * reach_planes)));
-        chunk_planes = ceiling(depth, depth_chunks);
-        depth_chunks = ceiling(depth, larger(chunk_planes, 1));
-        items = images * row_tiles * depth_chunks;
-    }
-
-    // Where a dilation passes the image's size its outer taps read nothing but padding, at the size as well as beyond.
-    int64_t column_dilation(int m) const { return smaller(a.dilations[m], a.sizes[WIDTH]); }
-    int64_t row_dilation(int m) const { return smaller(a.dilations[m], a.sizes[HEIGHT]); }
-    // Lanes of a row's last vector that are inside the row. (Lanes that stand for channels never meet.)
-    int live_last() const { return layout.over_channels ? L : int(a.sizes[WIDTH] - (vectors - 1) * L); }
-    int64_t ring_planes() const { return smaller(2 * reach_planes + 1, a.sizes[DEPTH]); }
-
-    int threads() const {
-        int64_t work = int64_t(taps);
-        for (int axis = 0; axis < AXES; ++axis) work *= a.sizes[axis];
-        return work < WORTH_A_THREAD ? 1 : a.threads;
-    }
-
-    // How often the stencil pauses in a strip, at least.
-    int blocks_in_strip() const { return dilations * int(ceiling(smaller(STRIP, tile_rows), MOST_ROWS)); }
-
-    Taps taps_of(int m, int kz) const {
-        const bool skip_centre = m > 0 && kz == a.kernel_depth / 2;
-        return {a.kernel_size, column_dilation(m) * step, row_dilation(m) * row_length, skip_centre};
-    }
-};
-
-// One item: which image, channels, rows and planes.
-struct Item {
-    int64_t batch, group, channel, first_row, end_row, first_plane, end_plane;
-};
-
-// The order of the items. Tiles of one channel follow each other where they share halo rows; where lanes are channels the
-// groups do, because they share cache lines' neighbours and memory pages.
-template <class S>
-int64_t number_of(const Plan<S>& plan, int64_t batch, int64_t group, int64_t tile) {
-    const int64_t tiles = plan.row_tiles * plan.depth_chunks;
-    return plan.layout.over_channels ? (batch * tiles + tile) * plan.groups + group : (batch * plan.groups + group) * tiles + tile;
-}
-
-template <class S>
-Item item_of(const Plan<S>& plan, int64_t number) {
-    const int64_t tiles = plan.row_tiles * plan.depth_chunks, in_image = number % (tiles * plan.groups);
-    const int64_t tile = plan.layout.over_channels ? in_image / plan.groups : in_image % tiles;
-    const int64_t row_tile = tile % plan.row_tiles, chunk = tile / plan.row_tiles;
-    Item item;
-    item.batch = number / (tiles * plan.groups);
-    item.group = plan.layout.over_channels ? in_image % plan.groups : in_image / tiles;
-    item.channel = plan.layout.first_channel(item.group);
-    item.first_row = row_tile * plan.tile_rows;
-    item.end_row = smaller(item.first_row + plan.tile_rows, plan.a.sizes[HEIGHT]);
-    item.first_plane = chunk * plan.chunk_planes;
-    item.end_plane = smaller(item.first_plane + plan.chunk_planes, plan.a.sizes[DEPTH]);
-    return item;
-}
-
-template <class S>
-PROSMA_INLINE Rows<S> rows_of(const Plan<S>& plan, const Tensor& tensor, const Item& item, int64_t plane) {
-    return plan.layout.template rows<S>(tensor, item.batch, item.channel, plane);
-}
-
-// A stack of planes of a tile in scratch memory, of which the last few are kept: plane z lies where z % planes says.
-template <class S>
-struct Ring {
-    using T = Compute<S>;
-    T* memory;
-    int64_t planes, rows, row_length, left, first_row;  // first_row: the image row of the tile's first row, halo included
-
-    T* row(int64_t plane, int64_t image_row) const {
-        return memory + ((plane % planes) * rows + image_row - first_row) * row_length + left;
-    }
-    int64_t elements() const { return planes * rows * row_length; }
-};
-
-template <class T>
-PROSMA_INLINE void clear(T* from, int64_t elements) {
-    for (int64_t i = 0; i < elements; i += LANES<T>) store<T>(from + i, zero<T>());
-}
-
-template <class S>
-void clear_rows(const Ring<S>& ring, int64_t plane, int64_t first, int64_t end) {
-    for (int64_t row = first; row < end; ++row) clear(ring.row(plane, row) - ring.left, ring.row_length);
-}
 
 // Copies one plane's rows of the field, halo included, into the ring, zero-padded.
 template <class S>

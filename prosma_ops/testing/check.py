@@ -17,11 +17,14 @@ import torch
 
 from .. import __version__, backends, native
 from . import faults, parity
+from .case import DTYPES
 from .faults import Plant
 from .parity import Record
 
 CHILD_TIMEOUT_S = 1800
 SHOWN_FAILURES = 25
+# Of the self-test under Triton's interpreter, where a call takes a second: one dtype of each width of arithmetic.
+INTERPRETED_SELF_TEST = (torch.float32, torch.bfloat16)
 
 
 @dataclass
@@ -85,13 +88,15 @@ def _chosen_operators(request: Request) -> list[str]:
     return [name for name in parity.operators() if request.operators is None or name in request.operators]
 
 
-def _run_here(request: Request, only: Sequence[str], size: str, report: Report) -> None:
+def _run_here(
+    request: Request, only: Sequence[str], size: str, report: Report, dtypes: Sequence[torch.dtype] = DTYPES
+) -> None:
     for operator in _chosen_operators(request):
         _, cannot = parity.implementations(operator, request.device, only)
         report.not_run.setdefault(operator, {}).update(cannot)
     chosen = {"only_operators": request.operators, "only_backends": only}
     if request.self_test:
-        report.plants += faults.run(request.device, **chosen)  # type: ignore[arg-type]
+        report.plants += faults.run(request.device, **chosen, dtypes=dtypes)  # type: ignore[arg-type]
     else:
         report.records += parity.run(request.device, **chosen, size=size)  # type: ignore[arg-type]
 
@@ -99,7 +104,8 @@ def _run_here(request: Request, only: Sequence[str], size: str, report: Report) 
 def _run_interpreted(request: Request, report: Report) -> None:
     """Triton on CPU tensors, tiny cases. The interpreter must be chosen before Triton is imported: in a child."""
     if os.environ.get("TRITON_INTERPRET") == "1":
-        _run_here(request, ["triton"], "tiny", report)
+        torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+        _run_here(request, ["triton"], "tiny", report, INTERPRETED_SELF_TEST)
         return
     package, reason = backends.triton_package()
     if package is None:

@@ -90,6 +90,7 @@ def run(
     *,
     only_operators: Sequence[str] | None = None,
     only_backends: Sequence[str] = backends.BACKENDS,
+    dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> Iterator[Plant]:
     for operator in operators():
         if only_operators is not None and operator not in only_operators:
@@ -100,7 +101,7 @@ def run(
             yield Plant(operator, "all", "", "", "", False, str(error))
             continue
         can, _ = implementations(operator, device, only_backends)
-        for dtype in DTYPES if can else ():
+        for dtype in dtypes if can else ():
             chosen = _case_with_everything(found, dtype, device)
             if chosen is None:
                 yield Plant(operator, "all", dtype_name(dtype), "", "", False, "no tiny case has every result")

@@ -70,28 +70,33 @@ SPECIAL = (
     Shape("3-D many voxels", (1, 5, 19, 23, 29), activation="relu"),
     Shape("2-D negative thresholds", (2, 6, 9, 11), negative=True),
 )
+# Tiny cases have these layouts in every dtype, and the others in these dtypes.
+COMMON = ("contiguous", "channels_last")
+LAYOUT_DTYPES = (torch.float32, torch.bfloat16)
+# A millisecond each when compiled, and up to seconds under Triton's interpreter. The first is in every layout.
 TINY = (
-    Shape("2-D", (2, 3, 5, 6)),
-    Shape("2-D tanh, two kernels", (1, 2, 4, 7), (1, 3), activation="tanh"),
-    Shape("3-D relu", (1, 2, 3, 4, 5), activation="relu"),
+    Shape("2-D", (2, 2, 3, 4), (1, 2)),
+    Shape("2-D tanh, three kernels", (1, 3, 4, 5), activation="tanh"),
+    Shape("3-D relu", (1, 2, 3, 2, 4), (1, 2), activation="relu"),
     Shape("2-D nothing optional", (1, 2, 5, 4), (2,), missing=OPTIONAL),
     Shape("2-D smaller than its dilations", (1, 2, 2, 3), (1, 5)),
-    Shape("2-D float32 parameters", (1, 3, 4, 5), parameters=torch.float32),
+    Shape("2-D float32 parameters", (1, 3, 3, 4), (1, 2), parameters=torch.float32),
 )
 
 
 def cases(size: str) -> list[Case]:
     if size == "tiny":
-        chosen = [(shape, layout) for shape in TINY for layout in ("contiguous", "channels_last")]
-        chosen += [(TINY[0], layout) for layout in LAYOUTS if layout not in ("contiguous", "channels_last")]
+        chosen = [(TINY[0], layout) for layout in LAYOUTS]
+        chosen += [(shape, layout) for shape in TINY[1:3] for layout in COMMON]
+        chosen += [(shape, "contiguous") for shape in TINY[3:]]
     else:
         chosen = [(shape, layout) for shape in (*PLAIN, *WIDE) for layout in LAYOUTS]
-        chosen += [(shape, layout) for shape in SPECIAL for layout in ("contiguous", "channels_last")]
+        chosen += [(shape, layout) for shape in SPECIAL for layout in COMMON]
     return [
         Case("proximal_gate", shape.name, layout, dtype, partial(problem, shape, layout, dtype))
         for shape, layout in chosen
         for dtype in DTYPES
-        if _makes_sense(shape, layout, dtype)
+        if _makes_sense(shape, layout, dtype) and (size != "tiny" or dtype in LAYOUT_DTYPES or layout in COMMON)
     ]
 
 
