@@ -6,5 +6,6 @@
     python -m benchmarks.report RESULTS.json the tables of an earlier run; --markdown for the README
     pytest benchmarks                        one allocator setting, the one that pytest was started with
 
-A new operator adds `benchmarks/<operator>.py` with its `WORKS`; everything else finds it by that name.
+A new operator adds `benchmarks/<operator>.py` with `works(device)` and the one test that races them, as
+`proximal_gate.py` has them; everything else finds the file by that name.
 """

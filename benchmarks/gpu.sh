@@ -92,7 +92,7 @@ stage_sanitize() {
 }
 
 # The longest a stage may take, in seconds.
-declare -A LIMIT=([build]=150 [tests]=120 [check]=90 [bench]=300 [profile]=90 [sanitize]=90)
+declare -A LIMIT=([build]=150 [tests]=120 [check]=120 [bench]=270 [profile]=90 [sanitize]=90)
 
 DESTINATION=.
 # A rehearsal leaves the library that is installed here alone.

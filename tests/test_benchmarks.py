@@ -287,7 +287,7 @@ def test_a_stage_is_finished_only_for_these_sources_and_only_if_it_passed(tmp_pa
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 def test_gpu_script_says_at_once_that_there_is_no_gpu() -> None:
     script = str(ROOT / "benchmarks" / "gpu.sh")
-    environment = machine.environment("default") | {"PYTHON": sys.executable}
+    environment = machine.environment("default") | {"PYTHON": sys.executable, "DEVICE": "cuda"}
     done = subprocess.run(["bash", script], capture_output=True, text=True, env=environment, timeout=60)
     assert done.returncode == 1
     assert "there is no GPU here" in done.stderr

@@ -1,4 +1,4 @@
-"""The edges of the domain: empty, one pixel, dilations beyond the image, NaN and infinity, zero and negative thresholds."""
+"""The edges of the domain: empty, one pixel, far dilations, NaN and infinity, zero and negative thresholds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On a GPU: parity of every implementation that runs there, layouts, large offsets, streams, graphs, a second device."""
+"""On a GPU: parity of every implementation that runs there, offsets beyond 32 bits, streams, graphs, two devices."""
 
 from __future__ import annotations
 

@@ -84,9 +84,9 @@ def test_soft_threshold_of_any_strides(
 @given(gate=gates(), threads=st.integers(1, 3))
 @RANDOM
 def test_threads_change_no_bit(level: str, gate: dict[str, object], threads: int) -> None:
-    problem = example(
-        drawn="normal", **(gate | {"layout": "channels_last", "size": (2, 9, 61, 67)[: len(gate["size"])]})
-    )
+    size = (2, 9, 61, 67) if len(gate["size"]) == 4 else (1, 9, 13, 17, 23)
+    layout = "contiguous" if gate["layout"] == "expanded" else gate["layout"]
+    problem = example(drawn="normal", **(gate | {"size": size, "layout": layout}))
     torch.set_num_threads(1)
     one = parity.evaluate(problem, problem.function)
     torch.set_num_threads(threads)

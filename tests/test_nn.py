@@ -19,7 +19,7 @@ COARSE = {2: (5, 6), 3: (2, 3, 3)}
 
 
 def made(spatial_dims: int = 2, **changes: object) -> ProximalGate:
-    """Five hidden features in the channel gate: with one, which is what 10 // 16 gives, a dead rectifier stops it all."""
+    """Five hidden features in the channel gate: of one, which 10 // 16 would give, the rectifier may be dead."""
     torch.manual_seed(0)
     return ProximalGate(6, 10, spatial_dims=spatial_dims, **({"reduction": 2} | changes))
 

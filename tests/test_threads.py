@@ -103,9 +103,8 @@ def test_another_thread_makes_progress_while_a_kernel_runs(native_library: objec
 
 def test_two_python_threads_at_once(backend: str) -> None:
     """Calls from several threads share no scratch memory."""
-    problems = [
-        example((1, 3, 41 + i, 37), layout=layout) for i in range(4) for layout in ("contiguous", "channels_last")
-    ]
+    layouts = ("contiguous", "channels_last")
+    problems = [example((1, 3, 41 + i, 37), layout=layout) for i in range(4) for layout in layouts]
     expected = [parity.evaluate(problem, problem.function) for problem in problems]
     wrong: list[str] = []
 

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
-
-# Read once, when the kernels are defined: `triton.jit` itself decides at that moment.
-INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 TRITON_DTYPES = {
     torch.float32: tl.float32,
@@ -26,13 +23,24 @@ def launch(kernel: Any, programs: int, *arguments: Any, device: torch.device, **
     """Start `programs` programs of `kernel` on the tensors' own device, whichever device is current."""
     if programs == 0:
         return
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    # Interpreted, the arithmetic is NumPy's, which warns of every infinity and NaN that it meets.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext(), numpy.errstate(all="ignore"):
         kernel[(programs,)](*arguments, **constants)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 stays float64; everything else is computed in float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def power_of_two(value: int) -> int:
+    """The least power of two that is at least `value`."""
+    return 1 << max(value - 1, 0).bit_length()
+
+
+def needs_int64(distance: int) -> bool:
+    """Whether offsets that far from the first element pass 32 bits."""
+    return distance >= 2**31
 
 
 def extent(shape: Sequence[int], strides: Sequence[int]) -> int:

@@ -32,70 +32,47 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configuration import gate_tile, warps
-from .convolution import (
-    block_zeros,
-    convolve,
-    load_output,
-    mask_output,
-    parted,
-    per_channel,
-    stacked,
-    store_output,
-    tile_origin,
-    tile_place,
-)
 from .launch import TRITON_DTYPES, compute_dtype, launch, spatial_strides
 from .reduction import finish_kernel
 from .shrinkage import activate, shrink, sign, slope
 from .soft_threshold import soft_threshold_backward, soft_threshold_forward
-from .stencil import correlation_order
+from .stencil import convolve, gate_tile, tile_channels, tile_load, tile_mask, tile_place, tile_store
 
 __all__ = ["backward", "forward", "soft_threshold_backward", "soft_threshold_forward"]
+
+# Numbers a program computes, and its warps. Of the field 16 a thread, and one warp: the sums over a tile, one a
+# weight, then take 5 exchanges between threads for 16 numbers, and no barrier.
+GATE = {"numbers": 1024, "warps": 4}
+FIELD = {"numbers": 512, "warps": 1}
 
 
 @triton.jit
 def _parameters(ptr_threshold, ptr_bias, ptr_gate, sizes, place, TILE: tl.constexpr, COMPUTE: tl.constexpr):
-    """threshold, bias (0) and channel_gate (1), as (CHANNELS, 1, 1, 1)."""
-    threshold = per_channel(ptr_threshold, place, 1, TILE, COMPUTE)
+    """threshold, bias (0) and channel_gate (1), as (CHANNELS, 1)."""
+    offs_channel, mask_channel = tile_channels(place, sizes, TILE)
+    threshold = tl.load(ptr_threshold + offs_channel, mask=mask_channel, other=0.0).to(COMPUTE)
     bias = tl.zeros_like(threshold)
     if ptr_bias is not None:
-        bias = per_channel(ptr_bias, place, 1, TILE, COMPUTE)
+        bias = tl.load(ptr_bias + offs_channel, mask=mask_channel, other=0.0).to(COMPUTE)
     gate = tl.full(threshold.shape, 1.0, COMPUTE)
     if ptr_gate is not None:
-        gate = per_channel(ptr_gate + place[0] * sizes[0], place, 1, TILE, COMPUTE)
-    return threshold, bias, gate
-
-
-@triton.jit
-def _store_sums(ptr_sums, values, sizes, tiles, batches, place, TILE: tl.constexpr):
-    """The sums of three (CHANNELS, GROUPS, LANES, VECTOR) tensors over the tile, into (3, C, B, tiles)."""
-    CHANNELS: tl.constexpr = TILE.channels
-    POSITIONS: tl.constexpr = TILE.groups * TILE.lanes * TILE.vector
-    sums = tl.sum(tl.reshape(stacked(values, 3, 4), (CHANNELS, POSITIONS, 4)), axis=1)
-    kind = tl.arange(0, 4)
-    per_plane = tiles[1] * tiles[2] * tiles[3]
-    offs_channel = (place[1] + place[2]).to(tl.int64)
-    offs = (kind[None, :] * sizes[0] + offs_channel[:, None]) * (batches * per_plane) + place[0] * per_plane + place[7]
-    tl.store(ptr_sums + offs, sums, mask=place[3][:, None] & (kind < 3)[None, :])
+        gate = tl.load(ptr_gate + place[0] * sizes[0] + offs_channel, mask=mask_channel, other=0.0).to(COMPUTE)
+    return threshold[:, None], bias[:, None], gate[:, None]
 
 
 @triton.jit
 def _gate_kernel(ptr_field, ptr_weight, ptr_threshold, ptr_bias, ptr_gate, ptr_skip, ptr_out,
                  strides_field, strides_skip, strides_out, sizes, tiles,
                  TILE: tl.constexpr, COMPUTE: tl.constexpr, ACTIVATION: tl.constexpr):
-    BLOCKS: tl.constexpr = TILE.blocks
-    place = tile_place(sizes, tiles, TILE)
+    place = tile_place(tiles, TILE)
+    mask = tile_mask(place, sizes, 0, 0, 0, TILE)
     t, shift, scale = _parameters(ptr_threshold, ptr_bias, ptr_gate, sizes, place, TILE, COMPUTE)
     t = tl.where(t < 0, 0.0, t)
-    sums = convolve(tile_origin(ptr_field, strides_field, place, TILE), strides_field, ptr_weight, (), None, 0, 0, 0,
-                     sizes, place, TILE, COMPUTE, False, False)
-    out = tile_origin(ptr_out, strides_out, place, TILE)
-    for i in tl.static_range(BLOCKS):
-        y = activate(shrink(sums[i] + shift, t), ACTIVATION)
-        if ptr_skip is not None:
-            y = y * load_output(ptr_skip, strides_skip, sizes, place, i, TILE, COMPUTE)
-        store_output(out, strides_out, sizes, place, i, y * scale, TILE)
+    z = convolve(ptr_field, strides_field, ptr_weight, None, None, 0, 0, sizes, place, TILE, COMPUTE, 1) + shift
+    y = activate(shrink(z, t), ACTIVATION)
+    if ptr_skip is not None:
+        y = y * tile_load(ptr_skip, strides_skip, place, mask, TILE, COMPUTE)
+    tile_store(ptr_out, strides_out, place, mask, y * scale, TILE)
 
 
 @triton.jit
@@ -104,58 +81,48 @@ def _gate_backward_kernel(ptr_grad, ptr_field, ptr_weight, ptr_threshold, ptr_bi
                           strides_dz, sizes, tiles, batches,
                           TILE: tl.constexpr, COMPUTE: tl.constexpr, ACTIVATION: tl.constexpr):
     """z again, and from it dz, dskip and, for every channel, the tile's sums for threshold, bias and gate."""
-    BLOCKS: tl.constexpr = TILE.blocks
-    place = tile_place(sizes, tiles, TILE)
+    place = tile_place(tiles, TILE)
+    mask = tile_mask(place, sizes, 0, 0, 0, TILE)
     tau, shift, scale = _parameters(ptr_threshold, ptr_bias, ptr_gate, sizes, place, TILE, COMPUTE)
     t = tl.where(tau < 0, 0.0, tau)
-    sums = convolve(tile_origin(ptr_field, strides_field, place, TILE), strides_field, ptr_weight, (), None, 0, 0, 0,
-                     sizes, place, TILE, COMPUTE, False, False)
-    dthreshold = block_zeros(TILE, COMPUTE)
-    dbias = dthreshold
-    dgate = dthreshold
-    for i in tl.static_range(BLOCKS):
-        z = sums[i] + shift
-        u = shrink(z, t)
-        gate = activate(u, ACTIVATION)
-        dy = load_output(ptr_grad, strides_grad, sizes, place, i, TILE, COMPUTE)
-        du = dy
-        if ptr_skip is not None:
-            du = dy * load_output(ptr_skip, strides_skip, sizes, place, i, TILE, COMPUTE)
-        dz = tl.where(tl.abs(z) <= t, 0.0, du * scale * slope(u, gate, ACTIVATION))
-        if ptr_dskip is not None:
-            store_output(tile_origin(ptr_dskip, strides_dskip, place, TILE), strides_dskip, sizes, place, i,
-                          dy * gate * scale, TILE)
-        if ptr_dz is not None:
-            store_output(tile_origin(ptr_dz, strides_dz, place, TILE), strides_dz, sizes, place, i, dz, TILE)
-        if ptr_sums is not None:
-            mask = mask_output(sizes, place, i, TILE)
-            dthreshold += tl.where(mask, -sign(z) * dz, 0.0)
-            dbias += tl.where(mask, dz, 0.0)
-            dgate += tl.where(mask, du * gate, 0.0)
+    z = convolve(ptr_field, strides_field, ptr_weight, None, None, 0, 0, sizes, place, TILE, COMPUTE, 1) + shift
+    u = shrink(z, t)
+    gate = activate(u, ACTIVATION)
+    dy = tile_load(ptr_grad, strides_grad, place, mask, TILE, COMPUTE)
+    du = dy
+    if ptr_skip is not None:
+        du = dy * tile_load(ptr_skip, strides_skip, place, mask, TILE, COMPUTE)
+    dz = tl.where(tl.abs(z) <= t, 0.0, du * scale * slope(u, gate, ACTIVATION))
+    if ptr_dskip is not None:
+        tile_store(ptr_dskip, strides_dskip, place, mask, dy * gate * scale, TILE)
+    if ptr_dz is not None:
+        tile_store(ptr_dz, strides_dz, place, mask, dz, TILE)
     if ptr_sums is not None:
-        dthreshold = dthreshold * (tau >= 0).to(COMPUTE)
-        _store_sums(ptr_sums, (dthreshold, dbias, dgate), sizes, tiles, batches, place, TILE)
+        offs_channel, mask_channel = tile_channels(place, sizes, TILE)
+        per_image = tiles[1] * tiles[2] * tiles[3]
+        table = (sizes[0] * batches).to(tl.int64) * per_image
+        ptrs = ptr_sums + (offs_channel * batches + place[0]).to(tl.int64) * per_image + place[5]
+        dthreshold = tl.sum(tl.where(mask, -sign(z) * dz, 0.0), axis=1)[:, None] * (tau >= 0).to(COMPUTE)
+        tl.store(ptrs[:, None], dthreshold, mask=mask_channel[:, None])
+        tl.store(ptrs + table, tl.sum(tl.where(mask, dz, 0.0), axis=1), mask=mask_channel)
+        ptrs = ptr_sums + 2 * table + (place[0] * sizes[0] + offs_channel).to(tl.int64) * per_image + place[5]
+        tl.store(ptrs, tl.sum(tl.where(mask, du * gate, 0.0), axis=1), mask=mask_channel)
 
 
 @triton.jit
 def _field_backward_kernel(ptr_dz, ptr_field, ptr_weight, ptr_dfield, ptr_partial, strides_dz, strides_field,
-                           strides_dfield, sizes, tiles, batches,
-                           TILE: tl.constexpr, COMPUTE: tl.constexpr, ROWS: tl.constexpr):
+                           strides_dfield, sizes, tiles, batches, TILE: tl.constexpr, COMPUTE: tl.constexpr):
     """The transposed stencil over dz; and, from the same loads, the tile's correlation of dz with the field."""
-    BLOCKS: tl.constexpr = TILE.blocks
-    place = tile_place(sizes, tiles, TILE)
-    values = ()
+    place = tile_place(tiles, TILE)
+    mask = tile_mask(place, sizes, 0, 0, 0, TILE)
+    values = None
     if ptr_partial is not None:
-        for i in tl.static_range(BLOCKS):
-            values = values + parted(load_output(ptr_field, strides_field, sizes, place, i, TILE, COMPUTE), TILE)
-    per_plane = tiles[1] * tiles[2] * tiles[3]
-    sums = convolve(tile_origin(ptr_dz, strides_dz, place, TILE), strides_dz, ptr_weight, values, ptr_partial,
-                     ROWS, batches * per_plane, place[0] * per_plane + place[7],
-                     sizes, place, TILE, COMPUTE, True, ptr_partial is not None)
+        values = tile_load(ptr_field, strides_field, place, mask, TILE, COMPUTE)
+    per_image = tiles[1] * tiles[2] * tiles[3]
+    dfield = convolve(ptr_dz, strides_dz, ptr_weight, values, ptr_partial, batches * per_image,
+                      place[0] * per_image + place[5], sizes, place, TILE, COMPUTE, -1)
     if ptr_dfield is not None:
-        out = tile_origin(ptr_dfield, strides_dfield, place, TILE)
-        for i in tl.static_range(BLOCKS):
-            store_output(out, strides_dfield, sizes, place, i, sums[i], TILE)
+        tile_store(ptr_dfield, strides_dfield, place, mask, dfield, TILE)
 
 
 def forward(
@@ -172,7 +139,7 @@ def forward(
     if out.numel() == 0:
         return out
     tensors = [field, out] if skip is None else [field, out, skip]
-    tile = gate_tile(tensors, 2, dilations, weight.shape[-1], correlated=False)
+    tile = gate_tile(tensors, dilations, weight.shape[-1], **GATE)
     sizes = _sizes(field)
     tiles = tile.counts(sizes)
     launch(
@@ -189,7 +156,7 @@ def forward(
         TILE=tile,
         COMPUTE=TRITON_DTYPES[compute_dtype(field.dtype)],
         ACTIVATION=activation,
-        num_warps=warps(tile),
+        num_warps=tile.warps,
     )
     return out
 
@@ -225,29 +192,23 @@ def backward(
     partial, columns_weight = None, 0
     if dz is not None:
         partial, columns_weight = _backward_of_field(dz, field, weight, dilations, dfield, dweight)
-    channels, batch = field.shape[1], field.shape[0]
-    places = weight[0, 0].numel()
-    kernel_size, spatial = weight.shape[-1], field.dim() - 2
-    programs = sum(gradient.numel() for gradient in (dweight, dthreshold, dbias, dgate) if gradient is not None)
-    order = None if dweight is None else correlation_order(tuple(dilations), kernel_size, spatial)
     launch(
         finish_kernel,
-        programs,
+        sum(gradient.numel() for gradient in (dweight, dthreshold, dbias, dgate) if gradient is not None),
         partial,
-        sums,
         dweight,
+        weight.numel(),
+        columns_weight,
+        sums,
         dthreshold,
         dbias,
         dgate,
-        channels,
-        batch,
-        columns_weight,
+        field.shape[1],
+        field.shape[0],
         columns_sums,
         device=field.device,
-        ORDER=order,
-        PLACES=places,
         BLOCK=1024,
-        DTYPE=TRITON_DTYPES[compute_dtype(field.dtype)],
+        COMPUTE=TRITON_DTYPES[compute_dtype(field.dtype)],
         num_warps=4,
     )
     return gradients
@@ -261,7 +222,7 @@ def _backward_of_gate(
     activation: str,
     asked: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, Tensor | None, int]:
-    """dz if it is needed, the sums of every tile as (3, C, B, tiles) if they are, and the number of tiles."""
+    """dz if it is needed, the sums of every tile as (3, C * B, tiles) if they are, and the number of tiles."""
     _, weight, threshold, skip, channel_gate, bias = inputs
     dfield, dweight, dthreshold, dskip, dgate, dbias = asked
     assert weight is not None
@@ -269,7 +230,7 @@ def _backward_of_gate(
     # dz is kept in float32 for half types too: rounding it would put an error into every tap of both sums over it.
     dz = torch.empty_like(field, dtype=dtype) if dfield is not None or dweight is not None else None
     tensors = [t for t in (field, dz, dskip, grad, skip) if t is not None]
-    tile = gate_tile(tensors, len(tensors) - (1 if skip is None else 2), dilations, weight.shape[-1], correlated=False)
+    tile = gate_tile(tensors, dilations, weight.shape[-1], **GATE)
     sizes = _sizes(field)
     tiles = tile.counts(sizes)
     batch, per_plane = field.shape[0], math.prod(tiles[1:])
@@ -294,7 +255,7 @@ def _backward_of_gate(
         TILE=tile,
         COMPUTE=TRITON_DTYPES[dtype],
         ACTIVATION=activation,
-        num_warps=warps(tile),
+        num_warps=tile.warps,
     )
     return dz, sums, per_plane
 
@@ -307,15 +268,13 @@ def _backward_of_field(
     dfield: Tensor | None,
     dweight: Tensor | None,
 ) -> tuple[Tensor | None, int]:
-    """Fills dfield; gives the correlations of every tile as (C, weights, B * tiles) if they are needed."""
+    """Fills dfield; gives the correlations of every tile as (weights, B * tiles) if they are needed."""
     tensors = [t for t in (dz, dfield, field) if t is not None]
-    kernel_size = weight.shape[-1]
-    tile = gate_tile(tensors, len(tensors) - 1, dilations, kernel_size, correlated=dweight is not None)
+    tile = gate_tile(tensors, dilations, weight.shape[-1], **FIELD)
     sizes = _sizes(field)
     tiles = tile.counts(sizes)
-    rows = weight.shape[0] * weight[0, 0].numel()
     columns = field.shape[0] * math.prod(tiles[1:])
-    partial = None if dweight is None else dz.new_empty(field.shape[1], rows, columns)
+    partial = None if dweight is None else dz.new_empty(weight.numel(), columns)
     launch(
         _field_backward_kernel,
         field.shape[0] * math.prod(tiles),
@@ -331,8 +290,7 @@ def _backward_of_field(
         device=field.device,
         TILE=tile,
         COMPUTE=TRITON_DTYPES[dz.dtype],
-        ROWS=rows,
-        num_warps=warps(tile),
+        num_warps=tile.warps,
     )
     return partial, columns
 

@@ -3,52 +3,36 @@
 import triton
 import triton.language as tl
 
-from .stencil import count, entry
+
+@triton.jit
+def _sum_row(ptr_sums, ptr_result, row, rows, columns, BLOCK: tl.constexpr, COMPUTE: tl.constexpr):
+    """result[row] = the sum of a row of `columns` numbers. Returns what `row` is in the next table."""
+    if ptr_result is not None:
+        if (row >= 0) & (row < rows):
+            ptr_row = ptr_sums + row.to(tl.int64) * columns
+            total = tl.zeros((BLOCK,), COMPUTE)
+            start = 0
+            # `range` over a number known at run time does not pass the interpreter of Triton 3.6 with today's NumPy.
+            while start < columns:
+                offs = start + tl.arange(0, BLOCK)
+                total += tl.load(ptr_row + offs, mask=offs < columns, other=0.0)
+                start += BLOCK
+            tl.store(ptr_result + row, tl.sum(total).to(ptr_result.dtype.element_ty))
+        row = row - rows
+    return row
 
 
 @triton.jit
-def _row_sum(ptr, columns, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
-    total = tl.zeros((BLOCK,), DTYPE)
-    start = 0
-    # `range` over a number known at run time does not pass the interpreter of Triton 3.6 with today's NumPy.
-    while start < columns:
-        offs = start + tl.arange(0, BLOCK)
-        total += tl.load(ptr + offs, mask=offs < columns, other=0.0)
-        start += BLOCK
-    return tl.sum(total)
+def finish_kernel(ptr_partial, ptr_dweight, weights, columns_weight, ptr_sums, ptr_dthreshold, ptr_dbias, ptr_dgate,
+                  channels, batches, tiles, BLOCK: tl.constexpr, COMPUTE: tl.constexpr):
+    """One program a number: first the weights, from (weights, columns_weight), then threshold, bias and gate.
 
-
-@triton.jit
-def finish_kernel(ptr_partial, ptr_sums, ptr_dweight, ptr_dthreshold, ptr_dbias, ptr_dgate, channels, batches,
-                   columns_weight, columns_sums, ORDER: tl.constexpr, PLACES: tl.constexpr, BLOCK: tl.constexpr,
-                   DTYPE: tl.constexpr):
-    """One program a number: the sum of a row of a workspace. First the weights, then threshold, bias and gate."""
-    rest = tl.program_id(0)
-    ROWS: tl.constexpr = 0 if ORDER is None else count(ORDER)
-    per_channel = (columns_sums * batches).to(tl.int64)
-    if ptr_dweight is not None:
-        if rest < channels * ROWS:
-            row = rest % ROWS
-            channel = rest // ROWS
-            total = _row_sum(ptr_partial + rest.to(tl.int64) * columns_weight, columns_weight, BLOCK, DTYPE)
-            index = row
-            for i in tl.static_range(ROWS):
-                index = tl.where(row == i, entry(ORDER, i), index)
-            offs = ((index // PLACES) * channels + channel) * PLACES + index % PLACES
-            tl.store(ptr_dweight + offs, total.to(ptr_dweight.dtype.element_ty))
-        rest = rest - channels * ROWS
-    if ptr_dthreshold is not None:
-        if (rest >= 0) & (rest < channels):
-            total = _row_sum(ptr_sums + rest * per_channel, columns_sums * batches, BLOCK, DTYPE)
-            tl.store(ptr_dthreshold + rest, total.to(ptr_dthreshold.dtype.element_ty))
-        rest = rest - channels
-    if ptr_dbias is not None:
-        if (rest >= 0) & (rest < channels):
-            total = _row_sum(ptr_sums + (channels + rest) * per_channel, columns_sums * batches, BLOCK, DTYPE)
-            tl.store(ptr_dbias + rest, total.to(ptr_dbias.dtype.element_ty))
-        rest = rest - channels
-    if ptr_dgate is not None:
-        if rest >= 0:
-            row = 2 * channels * batches + rest % channels * batches + rest // channels
-            total = _row_sum(ptr_sums + row.to(tl.int64) * columns_sums, columns_sums, BLOCK, DTYPE)
-            tl.store(ptr_dgate + rest, total.to(ptr_dgate.dtype.element_ty))
+    `ptr_sums` holds three tables: (channels, batches, tiles) for threshold and bias, (batches, channels, tiles) for the
+    gate.
+    """
+    row = tl.program_id(0)
+    table = (channels * batches).to(tl.int64) * tiles
+    row = _sum_row(ptr_partial, ptr_dweight, row, weights, columns_weight, BLOCK, COMPUTE)
+    row = _sum_row(ptr_sums, ptr_dthreshold, row, channels, batches * tiles, BLOCK, COMPUTE)
+    row = _sum_row(ptr_sums + table, ptr_dbias, row, channels, batches * tiles, BLOCK, COMPUTE)
+    _sum_row(ptr_sums + 2 * table, ptr_dgate, row, channels * batches, tiles, BLOCK, COMPUTE)

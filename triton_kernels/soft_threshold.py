@@ -15,8 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configuration import needs_int64, power_of_two
-from .launch import INTERPRETED, TRITON_DTYPES, compute_dtype, extent, launch, merged_dimensions
+from .launch import TRITON_DTYPES, compute_dtype, extent, launch, merged_dimensions, needs_int64, power_of_two
 from .reduction import finish_kernel
 from .shrinkage import shrink, sign
 
@@ -147,20 +146,19 @@ def soft_threshold_backward(grad: Tensor, x: Tensor, threshold: Tensor) -> tuple
         finish_kernel,
         channels,
         None,
-        sums,
         None,
+        0,
+        0,
+        sums,
         dthreshold,
         None,
         None,
         channels,
         batch,
-        0,
         tiles_plane,
         device=x.device,
-        ORDER=None,
-        PLACES=1,
         BLOCK=1024,
-        DTYPE=TRITON_DTYPES[dtype],
+        COMPUTE=TRITON_DTYPES[dtype],
         num_warps=4,
     )
     return dx, dthreshold
@@ -173,7 +171,7 @@ def _soft_threshold_tiles(*tensors: Tensor) -> tuple[list[Any], dict[str, Any], 
     sizes, strides = merged_dimensions(tensors)
     elements = math.prod(sizes)
     channels_fastest = channels > 1 and x.stride(1) == 1 and strides[0][-1] != 1
-    numbers = 4096 if INTERPRETED else 1024
+    numbers = 1024
     if channels_fastest:
         block_channels = min(power_of_two(channels), 64)
         block = min(power_of_two(elements), numbers // block_channels)

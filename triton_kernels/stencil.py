@@ -1,179 +1,240 @@
-"""What a sum of dilated convolutions reads, worked out while a kernel is compiled.
+"""A sum of dilated depthwise convolutions on a tile of outputs: what the gate's kernels are made of.
 
-The dilated kernels are merged into one stencil of distinct taps: their centres coincide, so three 3x3 kernels have 25
-taps and not 27, three 3x3x3 kernels 79 and not 81. A thread computes DEPTHS x ROWS x COLUMNS neighbouring outputs
-and loads blocks of VECTOR neighbouring inputs; `plan` says which blocks those are and which output takes which
-tap of each, so that a block is loaded once for all outputs of the thread.
+A program computes a tile of (CHANNELS, POSITIONS) numbers; its positions are a box of the image, columns fastest. A
+run-time loop goes over the rows of all kernels, with the taps of a row unrolled: a tap is one load of the tile, shifted.
+Neighbouring threads load neighbouring numbers, and the taps after the first find theirs in L1. So a kernel of any
+size and rank compiles in a second or two, where an unrolled stencil that keeps its rows in registers takes a minute.
+
+Each kernel keeps its own centre: merging those that coincide would save 2 taps of 27 (81), and would lose the NaN that
+weights of opposite sign make of an infinity in the field.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple
 
 import triton
+import triton.language as tl
+from torch import Tensor
 
-# With more distinct taps the stencil is a loop at run time: unrolled it would compile for minutes.
-LONGEST_UNROLLED_STENCIL = 160
+from .launch import needs_int64, power_of_two
 
-
-
-class Tap(NamedTuple):
-    """A place of the stencil. A weight is counted as m * kernel_size**spatial + its place in kernel m."""
-
-    offset: tuple[int, int, int]  # depth, row, column
-    weights: tuple[int, ...]  # those that meet here: several where kernels share their centres
+# Longer rows of taps are a loop as well.
+LONGEST_UNROLLED_ROW = 7
 
 
-class Row(NamedTuple):
-    """What is read of one row, counted from the first output of the thread.
+@dataclass(frozen=True)
+class Tile:
+    """What a program computes: for `channels` channels a box of depths x rows x columns."""
 
-    Its blocks are loaded and taken apart into single columns, the parts; a window is `vector` neighbouring parts
-    from one of them on, put together again: the row as one output block sees it through one tap.
+    dilations: tuple[int, ...]
+    kernel_size: int
+    spatial: int
+    channels: int
+    depths: int
+    rows: int
+    columns: int
+    channels_fastest: bool
+    even: bool  # no channel of a tile is beyond the last
+    wide: bool  # offsets inside a tile take 64 bits
+    warps: int
+
+    @property
+    def positions(self) -> int:
+        return self.depths * self.rows * self.columns
+
+    @property
+    def places(self) -> int:
+        """How many taps a kernel has."""
+        return self.kernel_size**self.spatial
+
+    @property
+    def taps(self) -> int:
+        return len(self.dilations) * self.places
+
+    @property
+    def unrolled(self) -> int:
+        return self.kernel_size if self.kernel_size <= LONGEST_UNROLLED_ROW else 1
+
+    def counts(self, sizes: Sequence[int]) -> tuple[int, int, int, int]:
+        """How many tiles cover (channels, depth, height, width)."""
+        steps = (self.channels, self.depths, self.rows, self.columns)
+        return tuple(-(-size // step) for size, step in zip(sizes, steps, strict=True))  # type: ignore[return-value]
+
+
+def gate_tile(
+    tensors: Sequence[Tensor], dilations: Sequence[int], kernel_size: int, *, numbers: int, warps: int
+) -> Tile:
+    """The tile of `numbers` numbers for a stencil over `tensors[0]`: the same on a GPU and under the interpreter."""
+    field = tensors[0]
+    spatial = field.dim() - 2
+    _, channels, *depth, height, width = field.shape
+    channels_fastest = channels > 1 and field.stride(1) == 1 and field.stride(-1) != 1
+    # A warp loads 128 bytes side by side: along the width, or along the channels.
+    block_channels = min(power_of_two(channels), 128 // field.element_size()) if channels_fastest else 1
+    positions = numbers // block_channels
+    columns = min(power_of_two(width), 8 if channels_fastest else 32)
+    rows = min(power_of_two(height), positions // columns if spatial == 2 else 8)
+    depths = min(power_of_two(depth[0]) if depth else 1, positions // (columns * rows))
+    if not channels_fastest:
+        block_channels = min(power_of_two(channels), numbers // (depths * rows * columns))
+    block = (block_channels, depths, rows, columns) if spatial == 3 else (block_channels, rows, columns)
+    reach = [
+        sum((size - 1) * abs(stride) for size, stride in zip(block, t.stride()[1:], strict=True)) for t in tensors
+    ]
+    return Tile(
+        dilations=tuple(dilations),
+        kernel_size=kernel_size,
+        spatial=spatial,
+        channels=block_channels,
+        depths=depths,
+        rows=rows,
+        columns=columns,
+        channels_fastest=channels_fastest,
+        even=channels % block_channels == 0,
+        wide=needs_int64(max(reach)),
+        warps=min(warps, max(1, block_channels * depths * rows * columns // 32)),
+    )
+
+
+@triton.jit
+def tile_place(tiles, TILE: tl.constexpr):
+    """What this program computes: (batch, first channel, first depth, first row, first column, tile of the image)."""
+    rest = tl.program_id(0)
+    channel = rest * 0
+    if TILE.channels_fastest:
+        channel = rest % tiles[0]
+        rest = rest // tiles[0]
+    number = rest % (tiles[1] * tiles[2] * tiles[3])
+    rest = rest // (tiles[1] * tiles[2] * tiles[3])
+    if not TILE.channels_fastest:
+        channel = rest % tiles[0]
+        rest = rest // tiles[0]
+    depth = number // (tiles[2] * tiles[3])
+    row = number // tiles[3] % tiles[2]
+    column = number % tiles[3]
+    return rest, channel * TILE.channels, depth * TILE.depths, row * TILE.rows, column * TILE.columns, number
+
+
+@triton.jit
+def _inside(TILE: tl.constexpr):
+    """Depth, row and column of each position, counted from the first of the tile."""
+    POSITIONS: tl.constexpr = TILE.positions
+    position = tl.arange(0, POSITIONS)
+    # Triton would else give a thread 4 neighbours, which a tap that is shifted by one column cannot load at once: each
+    # of the 4 loads would touch 4 times as many cache lines.
+    column = tl.max_contiguous(position % TILE.columns, [1])
+    return position // (TILE.rows * TILE.columns), position // TILE.columns % TILE.rows, column
+
+
+@triton.jit
+def tile_channels(place, sizes, TILE: tl.constexpr):
+    """The channels of the tile, and which of them there are."""
+    CHANNELS: tl.constexpr = TILE.channels
+    offs_channel = place[1] + tl.arange(0, CHANNELS)
+    return offs_channel, offs_channel < sizes[0]
+
+
+@triton.jit
+def tile_address(ptr, strides, place, TILE: tl.constexpr):
+    """A pointer to the first number of the tile, and the (CHANNELS, POSITIONS) offsets from there."""
+    CHANNELS: tl.constexpr = TILE.channels
+    start = place[0].to(tl.int64) * strides[0]
+    for i in tl.static_range(1, 5):
+        start += place[i].to(tl.int64) * strides[i]
+    channel = tl.arange(0, CHANNELS)
+    depth, row, column = _inside(TILE)
+    if TILE.wide:
+        channel = channel.to(tl.int64)
+        depth = depth.to(tl.int64)
+        row = row.to(tl.int64)
+        column = column.to(tl.int64)
+    offs = depth * strides[2] + row * strides[3] + column * strides[4]
+    return ptr + start, (channel * strides[1])[:, None] + offs[None, :]
+
+
+@triton.jit
+def tile_mask(place, sizes, depth, row, column, TILE: tl.constexpr):
+    """(CHANNELS, POSITIONS): whether the position shifted by (depth, row, column) lies in the image."""
+    inner_depth, inner_row, inner_column = _inside(TILE)
+    # Below zero is far beyond the last in unsigned numbers: one comparison for both ends.
+    mask = (inner_column + (place[4] + column)).to(tl.uint32) < sizes[3].to(tl.uint32)
+    mask = mask & ((inner_row + (place[3] + row)).to(tl.uint32) < sizes[2].to(tl.uint32))
+    if TILE.spatial == 3:
+        mask = mask & ((inner_depth + (place[2] + depth)).to(tl.uint32) < sizes[1].to(tl.uint32))
+    mask = mask[None, :]
+    if not TILE.even:
+        offs_channel, mask_channel = tile_channels(place, sizes, TILE)
+        mask = mask & mask_channel[:, None]
+    return mask
+
+
+@triton.jit
+def tile_load(ptr, strides, place, mask, TILE: tl.constexpr, COMPUTE: tl.constexpr):
+    origin, offs = tile_address(ptr, strides, place, TILE)
+    return tl.load(origin + offs, mask=mask, other=0.0).to(COMPUTE)
+
+
+@triton.jit
+def tile_store(ptr, strides, place, mask, value, TILE: tl.constexpr):
+    origin, offs = tile_address(ptr, strides, place, TILE)
+    tl.store(origin + offs, value.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.constexpr_function
+def _entry(values, index):
+    return values[index]
+
+
+@triton.constexpr_function
+def _length(values):
+    return len(values)
+
+
+@triton.jit
+def _tap(index, TILE: tl.constexpr, SIGN: tl.constexpr):
+    """How far tap `index` (kernel by kernel) lies from the output: depth, row, column."""
+    SIZE: tl.constexpr = TILE.kernel_size
+    HALF: tl.constexpr = TILE.kernel_size // 2
+    dilation = SIGN * _entry(TILE.dilations, 0)
+    for m in tl.static_range(1, _length(TILE.dilations)):
+        dilation = tl.where(index >= m * TILE.places, SIGN * _entry(TILE.dilations, m), dilation)
+    place = index % TILE.places
+    depth = 0
+    if TILE.spatial == 3:
+        depth = (place // (SIZE * SIZE) - HALF) * dilation
+    return depth, (place // SIZE % SIZE - HALF) * dilation, (place % SIZE - HALF) * dilation
+
+
+@triton.jit
+def convolve(ptr, strides, ptr_weight, values, ptr_partial, columns, column, sizes, place,
+             TILE: tl.constexpr, COMPUTE: tl.constexpr, SIGN: tl.constexpr):
+    """The sum over all taps of weight times shifted tile; SIGN is -1 for the transposed convolution.
+
+    With `ptr_partial`, a workspace (M, C, taps of a kernel, columns), also each tap's sum over the tile of `values`
+    times shifted tile, as one column of it. A thread adds up its own numbers, 16 of them, before threads exchange any.
     """
-
-    row: int
-    blocks: tuple[int, ...]  # the first column of each block
-    windows: tuple[int, ...]  # the first part of each
-    by_output: tuple[tuple[tuple[int, int], ...], ...]  # for each output block: (window, place of the tap in its group)
-    by_tap: tuple[tuple[tuple[int, int], ...], ...]  # for each tap: (part, output)
-
-
-class Group(NamedTuple):
-    """All that is read of one plane, at `depth` from the first output."""
-
-    depth: int
-    taps: tuple[Tap, ...]
-    rows: tuple[Row, ...]
-    correlations: tuple[int, ...]  # the place of a tap once for every weight that meets there
-    first_correlation: int  # how many those of the groups before are
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """Opaque to Triton, which otherwise would walk through all of it at every mention."""
-
-    groups: tuple[Group, ...]
-
-
-@triton.constexpr_function
-def distinct_taps(dilations: tuple[int, ...], kernel_size: int, spatial: int, mirrored: bool) -> tuple[Tap, ...]:
-    half, places = kernel_size // 2, kernel_size**spatial
-    found: dict[tuple[int, int, int], list[int]] = {}
-    for m, dilation in enumerate(dilations):
-        for place in range(places):
-            column = (place % kernel_size - half) * dilation
-            row = (place // kernel_size % kernel_size - half) * dilation
-            depth = (place // kernel_size**2 - half) * dilation if spatial == 3 else 0
-            offset = (-depth, -row, -column) if mirrored else (depth, row, column)
-            found.setdefault(offset, []).append(m * places + place)
-    return tuple(Tap(offset, tuple(weights)) for offset, weights in sorted(found.items()))
-
-
-@cache
-def is_looped(dilations: tuple[int, ...], kernel_size: int, spatial: int) -> bool:
-    return len(distinct_taps(dilations, kernel_size, spatial, False)) > LONGEST_UNROLLED_STENCIL
-
-
-@cache
-def correlation_order(dilations: tuple[int, ...], kernel_size: int, spatial: int) -> tuple[int, ...]:
-    """Which weight each row of the workspace of weight gradients belongs to."""
-    if is_looped(dilations, kernel_size, spatial):
-        return tuple(range(len(dilations) * kernel_size**spatial))
-    groups = planned(dilations, kernel_size, spatial, True, 1, 1, 1, 1).groups
-    return tuple(weight for group in groups for tap in group.taps for weight in tap.weights)
-
-
-@triton.constexpr_function
-def planned(
-    dilations: tuple[int, ...],
-    kernel_size: int,
-    spatial: int,
-    mirrored: bool,
-    depths: int,
-    rows: int,
-    columns: int,
-    vector: int,
-) -> Plan:
-    planes: dict[int, dict[Tap, list[int]]] = {}
-    for depth in range(depths):
-        for tap in distinct_taps(dilations, kernel_size, spatial, mirrored):
-            planes.setdefault(depth + tap.offset[0], {}).setdefault(tap, []).append(depth)
-    groups: list[Group] = []
-    for plane, used in sorted(planes.items()):
-        first = groups[-1].first_correlation + len(groups[-1].correlations) if groups else 0
-        correlations = tuple(place for place, tap in enumerate(used) for _ in tap.weights)
-        read = rows_of_plane(used, depths, rows, columns, vector)
-        groups.append(Group(plane, tuple(used), read, correlations, first))
-    return Plan(tuple(groups))
-
-
-@triton.constexpr_function
-def rows_of_plane(
-    used: dict[Tap, list[int]], depths: int, rows: int, columns: int, vector: int
-) -> tuple[Row, ...]:
-    """`used` gives for each tap the output planes that it serves."""
-    # For each row: (first column of a window, output block, place of the tap).
-    seen: dict[int, list[tuple[int, int, int]]] = {}
-    for place, tap in enumerate(used):
-        _, down, right = tap.offset
-        for depth in used[tap]:
-            for row in range(rows):
-                for block in range(columns // vector):
-                    output = (depth * rows + row) * (columns // vector) + block
-                    seen.setdefault(row + down, []).append((block * vector + right, output, place))
-    outputs = depths * rows * columns // vector
-    return tuple(row_of_plane(row, seen[row], outputs, len(used), vector) for row in sorted(seen))
-
-
-@triton.constexpr_function
-def row_of_plane(row: int, uses: list[tuple[int, int, int]], outputs: int, taps: int, vector: int) -> Row:
-    columns = sorted({start + element for start, _, _ in uses for element in range(vector)})
-    blocks = sorted({column // vector * vector for column in columns})
-    part = {block + element: i * vector + element for i, block in enumerate(blocks) for element in range(vector)}
-    starts = sorted({start for start, _, _ in uses})
-    by_output = tuple(
-        tuple((starts.index(start), place) for start, output, place in uses if output == wanted)
-        for wanted in range(outputs)
-    )
-    by_tap = tuple(
-        tuple(
-            (part[start + element], output * vector + element)
-            for start, output, place in uses
-            if place == wanted
-            for element in range(vector)
-        )
-        for wanted in range(taps)
-    )
-    return Row(row, tuple(blocks), tuple(part[start] for start in starts), by_output, by_tap)
-
-
-# What a kernel calls while it is compiled. It can neither take the length of what it finds in a constant nor follow
-# a path through one, so it asks for both here: entry(PLAN, "groups", 0, "rows", 3, "row").
-
-
-@triton.constexpr_function
-def plan(tile, mirrored):
-    return planned(
-        tile.dilations, tile.kernel_size, tile.spatial, mirrored, tile.depths, tile.rows, tile.columns, tile.vector
-    )
-
-
-@triton.constexpr_function
-def entry(nested: Any, *path: Any) -> Any:
-    for step in path:
-        nested = getattr(nested, step) if isinstance(step, str) else nested[step]
-    return nested
-
-
-@triton.constexpr_function
-def count(nested: Any, *path: Any) -> int:
-    for step in path:
-        nested = getattr(nested, step) if isinstance(step, str) else nested[step]
-    return len(nested)
-
-
-@triton.constexpr_function
-def power_of_two_at_least(value):
-    return 1 << max(value - 1, 0).bit_length()
+    CHANNELS: tl.constexpr = TILE.channels
+    POSITIONS: tl.constexpr = TILE.positions
+    UNROLLED: tl.constexpr = TILE.unrolled
+    STEPS: tl.constexpr = TILE.taps // TILE.unrolled
+    origin, offs = tile_address(ptr, strides, place, TILE)
+    offs_channel, mask_channel = tile_channels(place, sizes, TILE)
+    total = tl.zeros((CHANNELS, POSITIONS), COMPUTE)
+    for step in range(STEPS):
+        for i in tl.static_range(UNROLLED):
+            index = step * UNROLLED + i
+            depth, row, right = _tap(index, TILE, SIGN)
+            shift = tl.cast(depth, tl.int64) * strides[2] + tl.cast(row, tl.int64) * strides[3]
+            shift += tl.cast(right, tl.int64) * strides[4]
+            mask = tile_mask(place, sizes, depth, row, right, TILE)
+            block = tl.load(origin + shift + offs, mask=mask, other=0.0).to(COMPUTE)
+            offs_weight = (index // TILE.places * sizes[0] + offs_channel) * TILE.places + index % TILE.places
+            weight = tl.load(ptr_weight + offs_weight, mask=mask_channel, other=0.0).to(COMPUTE)
+            total = tl.fma(block, tl.broadcast_to(weight[:, None], total.shape), total)
+            if ptr_partial is not None:
+                # Beyond the edge there is nothing to sum: zero times a NaN of `values` would be one.
+                sums = tl.sum(tl.where(mask, block * values, 0.0), axis=1)
+                tl.store(ptr_partial + offs_weight.to(tl.int64) * columns + column, sums, mask=mask_channel)
+    return total

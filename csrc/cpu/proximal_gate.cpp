@@ -71,65 +71,73 @@ struct ChannelFactors {
     }
 };
 
-// Adds a tensor's rows [first, end) of a plane to those that will be read soon.
+// Adds the patch's part of a tensor to what will be read soon.
 template <class S>
-void want(const Plan<S>& plan, const Tensor& tensor, const Item& item, int64_t plane, int64_t first, int64_t end, Ahead& ahead) {
-    if (!tensor.data || plane < 0 || plane >= plan.a.sizes[DEPTH]) return;
-    const Rows<S> rows = rows_of(plan, tensor, item, plane);
-    for (int64_t row = larger(first, 0); row < smaller(end, plan.a.sizes[HEIGHT]) && ahead.count < Ahead::MOST; ++row)
-        ahead.rows[ahead.count++] = {reinterpret_cast<const char*>(rows[row].start), rows.first.vector_stride * int64_t(sizeof(S))};
-    ahead.vectors = plan.vectors;
-    ahead.at_once = int(ceiling(ahead.count, plan.blocks_in_strip()));
+void want(const Plan<S>& plan, const Tensor& tensor, const Item& item, const Patch& patch, Meanwhile& meanwhile) {
+    if (!tensor.data || patch.plane < 0 || patch.plane >= plan.a.sizes[DEPTH]) return;
+    const Rows<S> rows = rows_of(plan, tensor, item, patch.plane);
+    const int64_t end = smaller(patch.end_row, plan.a.sizes[HEIGHT]), stride = rows.first.vector_stride;
+    for (int64_t row = larger(patch.first_row, 0); row < end && meanwhile.count < Meanwhile::MOST_WANTED; ++row)
+        meanwhile.wanted[meanwhile.count++] = {reinterpret_cast<const char*>(rows[row].start + patch.first_vector * stride),
+                                               stride * int64_t(sizeof(S))};
+    meanwhile.vectors = patch.vectors;
 }
 
-// Calls visit(column, vectors, m, kz, plane it reads) for every part of the stencil around a plane, columns outermost.
-template <class S, class Visit>
-PROSMA_INLINE void for_each_part(const Plan<S>& plan, int64_t plane, const Visit& visit) {
-    for (int64_t column = 0; column < plan.vectors; column += CHUNK)
-        for (int m = 0; m < plan.dilations; ++m)
-            for (int kz = 0; kz < plan.a.kernel_depth; ++kz) {
-                const int64_t source = plane + (kz - plan.a.kernel_depth / 2) * plan.a.dilations[m];
-                if (source < 0 || source >= plan.a.sizes[DEPTH]) continue;
-                visit(column * LANES<Compute<S>>, int(smaller(CHUNK, plan.vectors - column)), m, kz, source);
-            }
-}
-
-// What convolution and correlation share: one strip of one plane, part by part of the stencil.
-template <class S, class Run>
-PROSMA_INLINE void for_each_strip_part(const Plan<S>& plan, const Ring<S>& in, const Ring<S>& out, int64_t plane, int64_t first, int64_t end,
-                         Vector<Compute<S>>* weights, Blocks* blocks, const Run& run) {
-    for (int m = 0; m < plan.dilations; ++m) blocks[m].cut(int(end - first), plan.row_dilation(m));
-    for_each_part(plan, plane, [&](int64_t column, int vectors, int m, int kz, int64_t source) {
-        const bool at_end = column / Plan<S>::L + vectors == plan.vectors;
-        run(Strip<Compute<S>>{in.row(source, first) + column, out.row(plane, first) + column,
-                              weights + (m * plan.a.kernel_depth + kz) * plan.taps_in_plane, plan.taps_of(m, kz), vectors,
-                              at_end ? plan.live_last() : Plan<S>::L, plan.row_length},
-            blocks[m]);
-    });
-}
-
-// out += the stencil over `in`, for one plane's rows [first, end).
+// The part of the field that will be copied next: of this item's next plane, or of the next item's first.
 template <class S>
-void convolve_strip(const Plan<S>& plan, const Ring<S>& in, const Ring<S>& out, int64_t plane, int64_t first, int64_t end,
-                    Vector<Compute<S>>* weights, Blocks* blocks, Ahead& ahead) {
-    for_each_strip_part(plan, in, out, plane, first, end, weights, blocks,
-                        [&](const Strip<Compute<S>>& strip, const Blocks& cut) { convolve(strip, cut, ahead); });
-}
-
-template <class S>
-void correlate_strip(const Plan<S>& plan, const Ring<S>& in, const Ring<S>& gradient, int64_t plane, int64_t first, int64_t end,
-                     Vector<Compute<S>>* sums, Blocks* blocks) {
-    Ahead nothing;
-    for_each_strip_part(plan, in, gradient, plane, first, end, sums, blocks,
-                        [&](const Strip<Compute<S>>& strip, const Blocks& cut) { correlate(strip, cut, nothing); });
-}
-
-template <class S>
-void fill_with_bias(const Plan<S>& plan, const Ring<S>& ring, int64_t plane, int64_t first, int64_t end, Vector<Compute<S>> bias) {
-    for (int64_t row = first; row < end; ++row) {
-        auto* to = ring.row(plane, row);
-        for (int64_t v = 0; v < plan.vectors; ++v) store(to + v * Plan<S>::L, bias);
+void want_field(const Plan<S>& plan, const Item& item, const Item& next, bool last_plane, int64_t taken, Patch patch,
+                Meanwhile& meanwhile) {
+    patch.plane = last_plane ? next.first_plane : taken;
+    if (last_plane) {
+        patch.first_row += next.first_row - item.first_row;
+        patch.end_row += next.first_row - item.first_row;
     }
+    want(plan, plan.a.field, last_plane ? next : item, patch, meanwhile);
+}
+
+template <class S>
+int64_t blocks_in(const Plan<S>& plan, const Patch& patch) {
+    return plan.dilations * plan.a.kernel_depth * ceiling(patch.end_row - patch.first_row, MOST_ROWS);
+}
+
+// Calls run(strip, blocks) for every kernel and plane of the stencil around a patch; `out` points at the patch's first sum.
+template <class S, class Run>
+PROSMA_INLINE void for_each_part(const Plan<S>& plan, const Ring<S>& in, Compute<S>* out, int64_t out_length, const Patch& patch,
+                                 Vector<Compute<S>>* weights, Blocks* blocks, const Run& run) {
+    constexpr int L = Plan<S>::L;
+    const int64_t rows = patch.end_row - patch.first_row;
+    const int live_last = patch.first_vector + patch.vectors == plan.vectors ? plan.live_last() : L;
+    for (int m = 0; m < plan.dilations; ++m) {
+        blocks[m].cut(int(rows), plan.row_dilation(m));
+        for (int kz = 0; kz < plan.a.kernel_depth; ++kz) {
+            const int64_t source = patch.plane + (kz - plan.a.kernel_depth / 2) * plan.a.dilations[m];
+            if (source < 0 || source >= plan.a.sizes[DEPTH]) continue;
+            run(Strip<Compute<S>>{in.row(source, patch.first_row) + patch.first_vector * L, out,
+                                  weights + (m * plan.a.kernel_depth + kz) * plan.taps_in_plane,
+                                  plan.taps_of(m, kz, out_length), int(patch.vectors), live_last, plan.row_length, out_length},
+                blocks[m]);
+        }
+    }
+}
+
+// out = start + the stencil over the patch.
+template <class S>
+void convolve_patch(const Plan<S>& plan, const Ring<S>& in, Compute<S>* out, int64_t out_length, const Patch& patch,
+                    Vector<Compute<S>>* weights, Vector<Compute<S>> start, Blocks* blocks, Meanwhile& meanwhile) {
+    for (int64_t row = 0; row < patch.end_row - patch.first_row; ++row)
+        for (int64_t v = 0; v < patch.vectors; ++v) store(out + row * out_length + v * Plan<S>::L, start);
+    meanwhile.spread(blocks_in(plan, patch));
+    for_each_part(plan, in, out, out_length, patch, weights, blocks,
+                  [&](const Strip<Compute<S>>& strip, const Blocks& cut) { convolve(strip, cut, meanwhile); });
+    meanwhile.complete();
+}
+
+template <class S>
+void correlate_patch(const Plan<S>& plan, const Ring<S>& in, Compute<S>* gradient, const Patch& patch, Vector<Compute<S>>* sums,
+                     Blocks* blocks) {
+    Meanwhile nothing;
+    for_each_part(plan, in, gradient, plan.row_length, patch, sums, blocks,
+                  [&](const Strip<Compute<S>>& strip, const Blocks& cut) { correlate(strip, cut, nothing); });
 }
 
 template <class T, Activation ACTIVATION>
@@ -147,23 +155,32 @@ PROSMA_INLINE Vector<T> slope(Vector<T> u, Vector<T> activated) {
     return broadcast<T>(1);
 }
 
+// Elements between a patch's rows of sums: an odd number of vectors, as in the rings.
+template <class T>
+constexpr int64_t PATCH_LENGTH = (CHUNK + 1) * LANES<T>;
+
+// A patch whose sums are complete, and what it takes to make y of them, a row at a time.
 template <class S, Activation ACTIVATION>
-void gate_strip(const Plan<S>& plan, const Item& item, const Ring<S>& z, int64_t plane, int64_t first, int64_t end,
-                const ChannelFactors<S>& factors, bool streaming) {
+struct FinishedPatch {
     using T = Compute<S>;
-    const bool has_skip = plan.a.skip.data;
-    const Rows<S> outs = rows_of(plan, plan.a.out, item, plane);
-    const Rows<S> skips = rows_of(plan, has_skip ? plan.a.skip : plan.a.out, item, plane);
-    for (int64_t row = first; row < end; ++row) {
-        const T* from = z.row(plane, row);
+    const T* sums;
+    Patch patch;
+    Rows<S> outs, skips;
+    const ChannelFactors<S>* factors;
+    bool has_skip, streaming;
+
+    void write_row(int64_t row) const {
+        const T* from = sums + (row - patch.first_row) * PATCH_LENGTH<T>;
         const Row<S> out = outs[row], skip = skips[row];
-        for (int64_t v = 0; v < plan.vectors; ++v) {
-            Vector<T> y = activate<T, ACTIVATION>(shrink<T>(load<T>(from + v * LANES<T>), factors.bound));
-            if (has_skip) y *= skip.read(v);
-            out.write(v, y * factors.gate, streaming);
+        for (int64_t v = 0; v < patch.vectors; ++v) {
+            Vector<T> y = activate<T, ACTIVATION>(shrink<T>(load<T>(from + v * LANES<T>), factors->bound));
+            if (has_skip) y *= skip.read(patch.first_vector + v);
+            out.write(patch.first_vector + v, y * factors->gate, streaming);
         }
     }
-}
+
+    static void write(const void* context, int64_t row) { static_cast<const FinishedPatch*>(context)->write_row(row); }
+};
 
 // Scratch memory is laid out by hand: weights, then how strips are cut into blocks, then the rings.
 inline Blocks* fresh_blocks(void* memory, int count) {
@@ -183,43 +200,41 @@ size_t scratch_bytes(const Plan<S>& plan, int weight_sets, int block_sets, int64
            size_t(rows * plan.row_length) * sizeof(Compute<S>);
 }
 
-// The rows of the field that will be copied next: this item's next plane, or the same rows of the next item's first.
-template <class S>
-void want_field(const Plan<S>& plan, const Item& item, const Item& next, bool last_plane, int64_t taken, int64_t first, int64_t end,
-                Ahead& ahead) {
-    if (!last_plane)
-        want(plan, plan.a.field, item, taken, first, end, ahead);
-    else
-        want(plan, plan.a.field, next, next.first_plane, next.first_row + first - item.first_row, next.first_row + end - item.first_row, ahead);
-}
-
 template <class S, Activation ACTIVATION>
 void forward_item(const Plan<S>& plan, int64_t number, void* scratch, bool streaming) {
     using T = Compute<S>;
-    const Item item = item_of(plan, number);
-    const int64_t rows = item.end_row - item.first_row;
+    const GateArguments& a = plan.a;
+    const Item item = item_of(plan, number), next = item_of(plan, smaller(number + 1, plan.items - 1));
     auto* weights = static_cast<Vector<T>*>(scratch);
     auto* blocks = fresh_blocks(weights + plan.taps, plan.dilations);
-    const Ring<S> field = {first_vector<T>(blocks + plan.dilations), plan.ring_planes(), rows + 2 * plan.reach_rows,
+    T* const sums = first_vector<T>(blocks + plan.dilations);  // of two patches, in turn
+    const Ring<S> field = {sums + 2 * STRIP * PATCH_LENGTH<T>, plan.ring_planes(), item.end_row - item.first_row + 2 * plan.reach_rows,
                            plan.row_length, plan.left, item.first_row - plan.reach_rows};
-    const Ring<S> z = {field.memory + field.elements(), 1, rows, plan.row_length, plan.left, item.first_row};
     take_weights(plan, item, false, weights);
     const ChannelFactors<S> factors(plan, item);
 
-    const Item next = item_of(plan, smaller(number + 1, plan.items - 1));
+    // While a patch is summed, the one before it is written.
+    FinishedPatch<S, ACTIVATION> finished = {};
+    int turn = 0;
     int64_t taken = larger(0, item.first_plane - plan.reach_planes);
     for (int64_t plane = item.first_plane; plane < item.end_plane; ++plane) {
-        for (; taken < smaller(plane + plan.reach_planes + 1, plan.a.sizes[DEPTH]); ++taken) take_plane(plan, item, field, taken);
-        for (int64_t first = item.first_row; first < item.end_row; first += STRIP) {
-            const int64_t end = smaller(first + STRIP, item.end_row);
-            Ahead ahead;
-            want(plan, plan.a.skip, item, plane, first, end, ahead);
-            want_field(plan, item, next, plane + 1 == item.end_plane, taken, first, end, ahead);
-            fill_with_bias(plan, z, plane, first, end, factors.bias);
-            convolve_strip(plan, field, z, plane, first, end, weights, blocks, ahead);
-            gate_strip<S, ACTIVATION>(plan, item, z, plane, first, end, factors, streaming);
-        }
+        for (; taken < smaller(plane + plan.reach_planes + 1, a.sizes[DEPTH]); ++taken) take_plane(plan, item, field, taken);
+        const Rows<S> outs = rows_of(plan, a.out, item, plane), skips = a.skip.data ? rows_of(plan, a.skip, item, plane) : outs;
+        for_each_patch(plan, plane, item.first_row, item.end_row, [&](const Patch& patch) {
+            Meanwhile meanwhile;
+            meanwhile.finish = finished.write;
+            meanwhile.context = &finished;
+            meanwhile.row = finished.patch.first_row;
+            meanwhile.end_row = finished.patch.end_row;
+            want(plan, a.skip, item, patch, meanwhile);
+            want_field(plan, item, next, plane + 1 == item.end_plane, taken, patch, meanwhile);
+            T* own = sums + turn * STRIP * PATCH_LENGTH<T>;
+            convolve_patch(plan, field, own, PATCH_LENGTH<T>, patch, weights, factors.bias, blocks, meanwhile);
+            finished = {own, patch, outs, skips, &factors, a.skip.data != nullptr, streaming};
+            turn = 1 - turn;
+        });
     }
+    for (int64_t row = finished.patch.first_row; row < finished.patch.end_row; ++row) finished.write_row(row);
     if (streaming) finish_streaming();
 }
 
@@ -233,8 +248,8 @@ int64_t bytes_of(const GateArguments& a) {
 template <class S, Activation ACTIVATION>
 bool forward(const GateArguments& a) {
     const Plan<S> plan(a, 1, 1);
-    const int64_t rows = plan.tile_rows * (plan.ring_planes() + 1) + 2 * plan.reach_rows * plan.ring_planes();
-    const size_t scratch = scratch_bytes(plan, 1, 1, rows);
+    const int64_t rows = (plan.tile_rows + 2 * plan.reach_rows) * plan.ring_planes();
+    const size_t scratch = scratch_bytes(plan, 1, 1, rows) + 2 * STRIP * PATCH_LENGTH<Compute<S>> * sizeof(Compute<S>);
     const bool streaming = bytes_of<S>(a) >= STREAMING_BYTES;
     return for_each_item(plan.threads(), plan.items, scratch,
                          [&](int64_t item, void* memory) { forward_item<S, ACTIVATION>(plan, item, memory, streaming); });
@@ -257,33 +272,34 @@ struct BackwardRows {
     }
 };
 
-// One row of z becomes dz, in place and padded; if the row is the item's own (not halo), dskip and the sums are made too.
+// A patch of z becomes dz, in place and padded; where it is the item's own (not halo), dskip and the sums are made too.
 template <class S, Activation ACTIVATION>
-void gate_row_backward(const Plan<S>& plan, const BackwardRows<S>& tensors, Compute<S>* values, int64_t row,
+void gate_row_backward(const Plan<S>& plan, const BackwardRows<S>& tensors, Compute<S>* row_start, const Patch& patch, int64_t row,
                        const ChannelFactors<S>& factors, bool own, bool streaming, double (*sums)[Plan<S>::L]) {
     using T = Compute<S>;
     const Row<S> grad = tensors.grads[row], skip = tensors.skips[row], skip_grad = tensors.skip_grads[row];
     const bool wants_skip = own && tensors.wants_skip;
+    const int64_t end = patch.first_vector + patch.vectors;
     Vector<T> threshold_sum{}, bias_sum{}, gate_sum{};
-    for (int64_t v = 0; v < plan.vectors; ++v) {
-        const Vector<T> pre = load<T>(values + v * LANES<T>), dy = grad.read(v);
-        const Vector<T> u = shrink<T>(pre, factors.bound), activated = activate<T, ACTIVATION>(u);
+    for (int64_t v = patch.first_vector; v < end; ++v) {
+        const Vector<T> z = load<T>(row_start + v * LANES<T>), dy = grad.read(v);
+        const Vector<T> u = shrink<T>(z, factors.bound), activated = activate<T, ACTIVATION>(u);
         const Vector<T> x = tensors.has_skip ? skip.read(v) : broadcast<T>(1);
         const Vector<T> du = dy * x * factors.gate * slope<T, ACTIVATION>(u, activated);
-        Vector<T> dz = absolute<T>(pre) <= factors.bound ? zero<T>() : du;
+        Vector<T> dz = absolute<T>(z) <= factors.bound ? zero<T>() : du;
         Vector<T> dgate = dy * x * activated;
         if (const int live = grad.live_in(v); live != LANES<T>) {  // beyond the row's end z may be anything, NaN too
             dz = keep_first<T>(dz, live);
             dgate = keep_first<T>(dgate, live);
         }
-        store<T>(values + v * LANES<T>, dz);
+        store<T>(row_start + v * LANES<T>, dz);
         if (wants_skip) skip_grad.write(v, dy * activated * factors.gate, streaming);
         bias_sum += dz;
-        threshold_sum += pre < 0 ? dz : -dz;
+        threshold_sum += z < 0 ? dz : -dz;
         gate_sum += dgate;
     }
-    clear(values - plan.left, plan.left);
-    clear(values + plan.vectors * LANES<T>, plan.left);
+    if (patch.first_vector == 0) clear(row_start - plan.left, plan.left);
+    if (end == plan.vectors) clear(row_start + end * LANES<T>, plan.left);
     if (!own) return;
     threshold_sum *= factors.threshold_counts;
     for (int lane = 0; lane < LANES<T>; ++lane) {
@@ -295,20 +311,19 @@ void gate_row_backward(const Plan<S>& plan, const BackwardRows<S>& tensors, Comp
 
 // One plane of dq: the transposed convolution of dz.
 template <class S>
-void transpose_plane(const Plan<S>& plan, const Item& item, const Ring<S>& dz, const Ring<S>& dq, int64_t plane,
+void transpose_plane(const Plan<S>& plan, const Item& item, const Ring<S>& dz, Compute<S>* sums, int64_t plane,
                      Vector<Compute<S>>* flipped, Blocks* blocks, bool streaming) {
+    using T = Compute<S>;
     const Rows<S> rows = rows_of(plan, plan.a.field_grad, item, plane);
-    for (int64_t first = item.first_row; first < item.end_row; first += STRIP) {
-        const int64_t end = smaller(first + STRIP, item.end_row);
-        Ahead nothing;
-        fill_with_bias(plan, dq, plane, first, end, zero<Compute<S>>());
-        convolve_strip(plan, dz, dq, plane, first, end, flipped, blocks, nothing);
-        for (int64_t row = first; row < end; ++row) {
+    for_each_patch(plan, plane, item.first_row, item.end_row, [&](const Patch& patch) {
+        Meanwhile nothing;
+        convolve_patch(plan, dz, sums, PATCH_LENGTH<T>, patch, flipped, zero<T>(), blocks, nothing);
+        for (int64_t row = patch.first_row; row < patch.end_row; ++row) {
             const Row<S> to = rows[row];
-            const auto* values = dq.row(plane, row);
-            for (int64_t v = 0; v < plan.vectors; ++v) to.write(v, load(values + v * Plan<S>::L), streaming);
+            const T* values = sums + (row - patch.first_row) * PATCH_LENGTH<T>;
+            for (int64_t v = 0; v < patch.vectors; ++v) to.write(patch.first_vector + v, load(values + v * LANES<T>), streaming);
         }
-    }
+    });
 }
 
 // An item's sums, as they wait for the others': one number each, or one a lane where lanes are channels.
@@ -383,11 +398,11 @@ void backward_item(const Plan<S>& plan, int64_t number, void* scratch, bool stre
     auto* sums = flipped + plan.taps;
     auto* blocks = fresh_blocks(sums + plan.taps, 3 * plan.dilations);  // for z, the correlation and dq
     double extra_sums[EXTRA_SUMS][Plan<S>::L] = {};
-    const Ring<S> field = {first_vector<T>(blocks + 3 * plan.dilations), plan.ring_planes(), rows + 4 * reach,
+    T* const field_sums = first_vector<T>(blocks + 3 * plan.dilations);
+    const Ring<S> field = {field_sums + STRIP * PATCH_LENGTH<T>, plan.ring_planes(), rows + 4 * reach,
                            plan.row_length, plan.left, item.first_row - 2 * reach};
     const Ring<S> dz = {field.memory + field.elements(), plan.ring_planes(), rows + 2 * reach,
                         plan.row_length, plan.left, item.first_row - reach};
-    const Ring<S> dq = {dz.memory + dz.elements(), 1, rows, plan.row_length, plan.left, item.first_row};
     take_weights(plan, item, false, weights);
     if (wants_field) take_weights(plan, item, true, flipped);
     for (int i = 0; i < plan.taps; ++i) sums[i] = zero<T>();
@@ -406,27 +421,29 @@ void backward_item(const Plan<S>& plan, int64_t number, void* scratch, bool stre
         const BackwardRows<S> tensors(plan, item, plane);
         clear_rows(dz, plane, dz.first_row, first_row);
         clear_rows(dz, plane, end_row, dz.first_row + dz.rows);
-        for (int64_t first = first_row; first < end_row; first += STRIP) {
-            const int64_t end = smaller(first + STRIP, end_row);
-            Ahead ahead;
-            want(plan, a.grad, item, plane, first, end, ahead);
-            want(plan, a.skip, item, plane, first, end, ahead);
-            want_field(plan, item, next, plane + 1 == end_plane, taken, first, end, ahead);
-            fill_with_bias(plan, dz, plane, first, end, factors.bias);
-            convolve_strip(plan, field, dz, plane, first, end, weights, blocks, ahead);
-            for (int64_t row = first; row < end; ++row) {
+        for_each_patch(plan, plane, first_row, end_row, [&](const Patch& patch) {
+            Meanwhile meanwhile;
+            want(plan, a.grad, item, patch, meanwhile);
+            want(plan, a.skip, item, patch, meanwhile);
+            want_field(plan, item, next, plane + 1 == end_plane, taken, patch, meanwhile);
+            T* const start = dz.row(plane, patch.first_row) + patch.first_vector * LANES<T>;
+            convolve_patch(plan, field, start, plan.row_length, patch, weights, factors.bias, blocks, meanwhile);
+            for (int64_t row = patch.first_row; row < patch.end_row; ++row) {
                 const bool own = own_plane && item.first_row <= row && row < item.end_row;
-                gate_row_backward<S, ACTIVATION>(plan, tensors, dz.row(plane, row), row, factors, own, streaming, extra_sums);
+                gate_row_backward<S, ACTIVATION>(plan, tensors, dz.row(plane, row), patch, row, factors, own, streaming, extra_sums);
             }
-            const int64_t own_first = larger(first, item.first_row), own_end = smaller(end, item.end_row);
-            if (own_plane && a.weight_grad && own_first < own_end)
-                correlate_strip(plan, field, dz, plane, own_first, own_end, sums, blocks + plan.dilations);
-        }
+            Patch inner = patch;
+            inner.first_row = larger(patch.first_row, item.first_row);
+            inner.end_row = smaller(patch.end_row, item.end_row);
+            if (own_plane && a.weight_grad && inner.first_row < inner.end_row)
+                correlate_patch(plan, field, dz.row(plane, inner.first_row) + patch.first_vector * LANES<T>, inner, sums,
+                                blocks + plan.dilations);
+        });
         if (!wants_field) continue;
         // A plane of dq can be made once dz reaches beyond it; at the end of the depth, all that are left can.
         const int64_t ready = plane + 1 == depth ? depth : plane + 1 - plan.reach_planes;
         for (; written < smaller(ready, item.end_plane); ++written)
-            transpose_plane(plan, item, dz, dq, written, flipped, blocks + 2 * plan.dilations, streaming);
+            transpose_plane(plan, item, dz, field_sums, written, flipped, blocks + 2 * plan.dilations, streaming);
     }
     partials.keep(number, sums, extra_sums);
     if (streaming) finish_streaming();
@@ -435,9 +452,8 @@ void backward_item(const Plan<S>& plan, int64_t number, void* scratch, bool stre
 template <class S, Activation ACTIVATION>
 bool backward(const GateArguments& a) {
     const Plan<S> plan(a, 2, 2);
-    const int64_t ring = plan.ring_planes();
-    const int64_t rows = plan.tile_rows * (2 * ring + 1) + 6 * plan.reach_rows * ring;
-    const size_t scratch = scratch_bytes(plan, 3, 3, rows);
+    const int64_t rows = (2 * plan.tile_rows + 6 * plan.reach_rows) * plan.ring_planes();
+    const size_t scratch = scratch_bytes(plan, 3, 3, rows) + STRIP * PATCH_LENGTH<Compute<S>> * sizeof(Compute<S>);
     const bool streaming = bytes_of<S>(a) >= STREAMING_BYTES;
     Scratch memory;
     Partials<S> partials{plan, nullptr};

@@ -16,10 +16,11 @@ namespace prosma::PROSMA_LEVEL {
 constexpr int MOST_ROWS = 8;
 
 struct Taps {
-    int size;             // taps in a direction: 1, 3, 5, ...
-    int64_t shift;        // elements between horizontal neighbours
-    int64_t row_step;     // elements between vertical neighbours: dilation * length of a scratch row
-    bool skip_centre;     // the centre tap of this kernel has been folded into another's
+    int size;          // taps in a direction: 1, 3, 5, ...
+    int64_t shift;     // elements between horizontal neighbours
+    int64_t row_step;  // elements between vertical neighbours, and between a block's rows: dilation * length of a row
+    int64_t out_step;  // the same in the sums or the gradient
+    bool skip_centre;  // the centre tap of this kernel has been folded into another's
 };
 
 // Hides from the compiler where a pointer came from. Otherwise it keeps an address a load (thirty of them, in memory for
@@ -61,7 +62,7 @@ template <class T, int ROWS, bool SKIP_CENTRE, bool WINDOWED>
 PROSMA_INLINE void convolve_block(const T* in, T* out, const Vector<T>* weight, const Taps& taps, int vectors) {
     constexpr int L = LANES<T>;
     const Neighbourhood<T, WINDOWED> neighbourhood(taps.shift);
-    const int64_t row_step = taps.row_step;
+    const int64_t row_step = taps.row_step, out_step = taps.out_step;
     Vector<T> kernel[3][3];
     for (int tap = 0; tap < 9; ++tap) kernel[tap / 3][tap % 3] = weight[tap];
     in -= row_step;
@@ -69,7 +70,7 @@ PROSMA_INLINE void convolve_block(const T* in, T* out, const Vector<T>* weight, 
         Vector<T> sums[ROWS];
         T* to = out;
 #pragma GCC unroll 8
-        for (int row = 0; row < ROWS; ++row, to += row_step, forget_origin(to)) sums[row] = load<T>(to);
+        for (int row = 0; row < ROWS; ++row, to += out_step, forget_origin(to)) sums[row] = load<T>(to);
         const T* from = in;
 #pragma GCC unroll 16
         for (int source = 0; source < ROWS + 2; ++source, from += row_step, forget_origin(from)) {
@@ -86,18 +87,19 @@ PROSMA_INLINE void convolve_block(const T* in, T* out, const Vector<T>* weight, 
         }
         to = out;
 #pragma GCC unroll 8
-        for (int row = 0; row < ROWS; ++row, to += row_step, forget_origin(to)) store<T>(to, sums[row]);
+        for (int row = 0; row < ROWS; ++row, to += out_step, forget_origin(to)) store<T>(to, sums[row]);
     }
 }
 
 // One vector of each of ROWS rows: sums[tap] += gradient * in shifted by the tap. MASKED leaves out the lanes beyond the
 // row's end: the gradient is 0 there, but what a shift brings in from the row may be NaN or Inf, and 0 * NaN is NaN.
 template <class T, int ROWS, bool SKIP_CENTRE, bool WINDOWED, bool MASKED>
-PROSMA_INLINE void correlate_column(const T* in, const T* gradient, Vector<T> (*sums)[3], const Neighbourhood<T, WINDOWED>& neighbourhood,
-                                    int64_t row_step, int live) {
+PROSMA_INLINE void correlate_column(const T* in, const T* gradient, Vector<T> (*sums)[3],
+                                    const Neighbourhood<T, WINDOWED>& neighbourhood, const Taps& taps, int live) {
+    const int64_t row_step = taps.row_step, gradient_step = taps.out_step;
     Vector<T> gradients[ROWS];
 #pragma GCC unroll 8
-    for (int row = 0; row < ROWS; ++row, gradient += row_step, forget_origin(gradient)) gradients[row] = load<T>(gradient);
+    for (int row = 0; row < ROWS; ++row, gradient += gradient_step, forget_origin(gradient)) gradients[row] = load<T>(gradient);
 #pragma GCC unroll 16
     for (int source = 0; source < ROWS + 2; ++source, in += row_step, forget_origin(in)) {
         Vector<T> values[3];
@@ -121,14 +123,13 @@ template <class T, int ROWS, bool SKIP_CENTRE, bool WINDOWED>
 PROSMA_INLINE void correlate_block(const T* in, const T* gradient, Vector<T>* weight_sums, const Taps& taps, int vectors, int live_last) {
     constexpr int L = LANES<T>;
     const Neighbourhood<T, WINDOWED> neighbourhood(taps.shift);
-    const int64_t row_step = taps.row_step;
     const int whole = live_last == L ? vectors : vectors - 1;
     Vector<T> sums[3][3] = {};
-    in -= row_step;
+    in -= taps.row_step;
     for (int v = 0; v < whole; ++v, in += L, gradient += L)
-        correlate_column<T, ROWS, SKIP_CENTRE, WINDOWED, false>(in, gradient, sums, neighbourhood, row_step, L);
+        correlate_column<T, ROWS, SKIP_CENTRE, WINDOWED, false>(in, gradient, sums, neighbourhood, taps, L);
     if (whole < vectors)
-        correlate_column<T, ROWS, SKIP_CENTRE, WINDOWED, true>(in, gradient, sums, neighbourhood, row_step, live_last);
+        correlate_column<T, ROWS, SKIP_CENTRE, WINDOWED, true>(in, gradient, sums, neighbourhood, taps, live_last);
     for (int tap = 0; tap < 9; ++tap) weight_sums[tap] += sums[tap / 3][tap % 3];
 }
 
@@ -155,7 +156,7 @@ PROSMA_INLINE void convolve_taps(const T* in, T* out, const Vector<T>* weight, c
     for (int row = 0; row < rows; ++row)
         for (int v = 0; v < vectors; ++v) {
             const T* from = in + row * taps.row_step + v * LANES<T>;
-            T* to = out + row * taps.row_step + v * LANES<T>;
+            T* to = out + row * taps.out_step + v * LANES<T>;
             Vector<T> sums[2] = {load<T>(to), zero<T>()};  // two chains of additions hide half of their latency
 #pragma GCC unroll 8
             for (int i = 0; i < COUNT; ++i) sums[i % 2] += kernel[i] * load<T>(from + offsets[i]);
@@ -173,7 +174,7 @@ PROSMA_INLINE void correlate_taps(const T* in, const T* gradient, Vector<T>* wei
     for (int row = 0; row < rows; ++row)
         for (int v = 0; v < vectors; ++v) {
             const T* from = in + row * taps.row_step + v * LANES<T>;
-            const Vector<T> value = load<T>(gradient + row * taps.row_step + v * LANES<T>);
+            const Vector<T> value = load<T>(gradient + row * taps.out_step + v * LANES<T>);
             if (v + 1 == vectors && live_last != LANES<T>) {
                 for (int i = 0; i < COUNT; ++i) sums[i] += value * keep_first<T>(load<T>(from + offsets[i]), live_last);
                 continue;
@@ -223,21 +224,38 @@ struct Blocks {
     }
 };
 
-// Rows that will be read soon. The stencil asks memory for a few between its blocks, because reading and computing
-// would otherwise take turns.
-struct Ahead {
+// What is done between the stencil's blocks, a little at a time, so that memory and arithmetic do not take turns: memory
+// is asked for rows that will be read soon, and rows whose sums are complete are finished and written.
+struct Meanwhile {
     struct Wanted {
         const char* start;
         int64_t step;  // bytes between vectors
     };
-    static constexpr int MOST = 4 * MOST_BLOCKS;
-    Wanted rows[MOST];
-    int count = 0, next = 0, at_once = 1;
-    int64_t vectors = 0;
+    static constexpr int MOST_WANTED = 4 * MOST_BLOCKS;
+    Wanted wanted[MOST_WANTED];
+    int count = 0, current = 0;
+    int64_t vectors = 1, vector = 0, fetched_at_once = 0;
 
-    PROSMA_INLINE void fetch_some() {
-        for (int budget = at_once; budget > 0 && next < count; --budget, ++next)
-            for (int64_t v = 0; v < vectors; ++v) __builtin_prefetch(rows[next].start + v * rows[next].step, 0, 2);
+    void (*finish)(const void* context, int64_t row) = nullptr;
+    const void* context = nullptr;
+    int64_t row = 0, end_row = 0, finished_at_once = 0;
+
+    // Spreads what there is to do over so many steps.
+    void spread(int64_t steps) {
+        fetched_at_once = (count * vectors + steps - 1) / steps;
+        finished_at_once = (end_row - row + steps - 1) / steps;
+    }
+
+    __attribute__((noinline)) void step() {
+        for (int64_t budget = fetched_at_once; budget > 0 && current < count; --budget) {
+            __builtin_prefetch(wanted[current].start + vector * wanted[current].step, 0, 2);
+            if (++vector == vectors) vector = 0, ++current;
+        }
+        for (int64_t budget = finished_at_once; budget > 0 && row < end_row; --budget) finish(context, row++);
+    }
+
+    void complete() {
+        while (row < end_row) finish(context, row++);
     }
 };
 
@@ -250,77 +268,81 @@ struct Strip {
     Taps taps;
     int vectors;
     int live_last;  // lanes of the last of these vectors that are inside the row
-    int64_t row_length;
+    int64_t row_length, out_length;
 };
 
 template <class T, int ROWS, bool SKIP_CENTRE, bool WINDOWED>
-__attribute__((noinline)) void convolve_blocks(const Strip<T>& strip, const int* first_row, int count, Ahead& ahead) {
+__attribute__((noinline)) void convolve_blocks(const Strip<T>& strip, const int* first_row, int count, Meanwhile& meanwhile) {
     for (int block = 0; block < count; ++block) {
-        const int64_t offset = first_row[block] * strip.row_length;
-        convolve_block<T, ROWS, SKIP_CENTRE, WINDOWED>(strip.in + offset, strip.out + offset, strip.weights, strip.taps, strip.vectors);
-        ahead.fetch_some();
+        const T* in = strip.in + first_row[block] * strip.row_length;
+        T* out = strip.out + first_row[block] * strip.out_length;
+        convolve_block<T, ROWS, SKIP_CENTRE, WINDOWED>(in, out, strip.weights, strip.taps, strip.vectors);
+        meanwhile.step();
     }
 }
 
 template <class T, int ROWS, bool SKIP_CENTRE, bool WINDOWED>
-__attribute__((noinline)) void correlate_blocks(const Strip<T>& strip, const int* first_row, int count, Ahead& ahead) {
+__attribute__((noinline)) void correlate_blocks(const Strip<T>& strip, const int* first_row, int count, Meanwhile& meanwhile) {
     for (int block = 0; block < count; ++block) {
-        const int64_t offset = first_row[block] * strip.row_length;
-        correlate_block<T, ROWS, SKIP_CENTRE, WINDOWED>(strip.in + offset, strip.out + offset, strip.weights, strip.taps, strip.vectors,
+        const T* in = strip.in + first_row[block] * strip.row_length;
+        T* out = strip.out + first_row[block] * strip.out_length;
+        correlate_block<T, ROWS, SKIP_CENTRE, WINDOWED>(in, out, strip.weights, strip.taps, strip.vectors,
                                                         strip.live_last);
-        ahead.fetch_some();
+        meanwhile.step();
     }
 }
 
 template <class T, int ROWS>
-void convolve_any_blocks(const Strip<T>& strip, const int* first_row, int count, Ahead& ahead) {
+void convolve_any_blocks(const Strip<T>& strip, const int* first_row, int count, Meanwhile& meanwhile) {
     for (int block = 0; block < count; ++block) {
-        const int64_t offset = first_row[block] * strip.row_length;
-        convolve_any_rows<T>(strip.in + offset, strip.out + offset, strip.weights, strip.taps, ROWS, strip.vectors);
-        ahead.fetch_some();
+        const T* in = strip.in + first_row[block] * strip.row_length;
+        T* out = strip.out + first_row[block] * strip.out_length;
+        convolve_any_rows<T>(in, out, strip.weights, strip.taps, ROWS, strip.vectors);
+        meanwhile.step();
     }
 }
 
 template <class T, int ROWS>
-void correlate_any_blocks(const Strip<T>& strip, const int* first_row, int count, Ahead& ahead) {
+void correlate_any_blocks(const Strip<T>& strip, const int* first_row, int count, Meanwhile& meanwhile) {
     for (int block = 0; block < count; ++block) {
-        const int64_t offset = first_row[block] * strip.row_length;
-        correlate_any_rows<T>(strip.in + offset, strip.out + offset, strip.weights, strip.taps, ROWS, strip.vectors, strip.live_last);
-        ahead.fetch_some();
+        const T* in = strip.in + first_row[block] * strip.row_length;
+        T* out = strip.out + first_row[block] * strip.out_length;
+        correlate_any_rows<T>(in, out, strip.weights, strip.taps, ROWS, strip.vectors, strip.live_last);
+        meanwhile.step();
     }
 }
 
 // Which of the forms above serves these taps.
 template <class T, int ROWS>
-void convolve_height(const Strip<T>& strip, const Blocks& blocks, Ahead& ahead) {
+void convolve_height(const Strip<T>& strip, const Blocks& blocks, Meanwhile& meanwhile) {
     if (!blocks.count[ROWS]) return;
     const bool windowed = HAS_WINDOWS && strip.taps.shift < LANES<T>, skip = strip.taps.skip_centre;
     const auto run = strip.taps.size != 3 ? &convolve_any_blocks<T, ROWS>
                      : windowed           ? (skip ? &convolve_blocks<T, ROWS, true, HAS_WINDOWS> : &convolve_blocks<T, ROWS, false, HAS_WINDOWS>)
                                           : (skip ? &convolve_blocks<T, ROWS, true, false> : &convolve_blocks<T, ROWS, false, false>);
-    run(strip, blocks.first_row[ROWS], blocks.count[ROWS], ahead);
+    run(strip, blocks.first_row[ROWS], blocks.count[ROWS], meanwhile);
 }
 
 template <class T, int ROWS>
-void correlate_height(const Strip<T>& strip, const Blocks& blocks, Ahead& ahead) {
+void correlate_height(const Strip<T>& strip, const Blocks& blocks, Meanwhile& meanwhile) {
     if (!blocks.count[ROWS]) return;
     const bool windowed = HAS_WINDOWS && strip.taps.shift < LANES<T>, skip = strip.taps.skip_centre;
     const auto run = strip.taps.size != 3 ? &correlate_any_blocks<T, ROWS>
                      : windowed           ? (skip ? &correlate_blocks<T, ROWS, true, HAS_WINDOWS> : &correlate_blocks<T, ROWS, false, HAS_WINDOWS>)
                                           : (skip ? &correlate_blocks<T, ROWS, true, false> : &correlate_blocks<T, ROWS, false, false>);
-    run(strip, blocks.first_row[ROWS], blocks.count[ROWS], ahead);
+    run(strip, blocks.first_row[ROWS], blocks.count[ROWS], meanwhile);
 }
 
 template <class T, int ROWS = MOST_ROWS>
-void convolve(const Strip<T>& strip, const Blocks& blocks, Ahead& ahead) {
-    convolve_height<T, ROWS>(strip, blocks, ahead);
-    if constexpr (ROWS > 1) convolve<T, ROWS - 1>(strip, blocks, ahead);
+void convolve(const Strip<T>& strip, const Blocks& blocks, Meanwhile& meanwhile) {
+    convolve_height<T, ROWS>(strip, blocks, meanwhile);
+    if constexpr (ROWS > 1) convolve<T, ROWS - 1>(strip, blocks, meanwhile);
 }
 
 template <class T, int ROWS = MOST_ROWS>
-void correlate(const Strip<T>& strip, const Blocks& blocks, Ahead& ahead) {
-    correlate_height<T, ROWS>(strip, blocks, ahead);
-    if constexpr (ROWS > 1) correlate<T, ROWS - 1>(strip, blocks, ahead);
+void correlate(const Strip<T>& strip, const Blocks& blocks, Meanwhile& meanwhile) {
+    correlate_height<T, ROWS>(strip, blocks, meanwhile);
+    if constexpr (ROWS > 1) correlate<T, ROWS - 1>(strip, blocks, meanwhile);
 }
 
 }  // namespace prosma::PROSMA_LEVEL

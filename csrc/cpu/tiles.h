@@ -16,9 +16,9 @@ PROSMA_INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 PROSMA_INLINE int64_t round_up(int64_t a, int64_t b) { return ceiling(a, b) * b; }
 
 // A tile and its halos should stay in the second-level cache, and leave room there for what streams through.
-constexpr int64_t TILE_BYTES = 384 << 10;
-// Strips of rows and chunks of columns whose sums, and the rows they are made of, stay in the first-level cache over all
-// dilations: 24 rows are 8 lines of dilation 3, 12 of 2 and 24 of 1, so that blocks of 8 and 6 fit exactly.
+constexpr int64_t TILE_BYTES = 512 << 10;
+// A patch is a strip of rows by a chunk of vectors: 24 rows are 8 lines of dilation 3, 12 of 2 and 24 of 1, so that blocks
+// of 8 and 6 fit exactly; 8 vectors of 30 rows are 19 KB with their neighbours.
 constexpr int STRIP = MOST_BLOCKS;
 constexpr int CHUNK = 8;
 // Enough items that many threads find work, few enough that halos stay cheap.
@@ -55,7 +55,9 @@ struct Plan {
             reach_planes = larger(reach_planes, a.kernel_depth / 2 * a.dilations[m]);
         }
         left = round_up(reach_columns * step, L);
+        // An odd number of vectors: rows a multiple of 4096 bytes apart would all fall into one set of the cache.
         row_length = left + vectors * L + left;
+        if (row_length / L % 2 == 0) row_length += L;
         const int64_t ring = ring_planes();
         const int64_t row_bytes = row_length * int64_t(sizeof(T)) * ring * planes_kept;
         tile_rows = larger(TILE_BYTES / larger(row_bytes, 1) - halos * 2 * reach_rows, larger(MOST_ROWS, halos * 2 * reach_rows));
@@ -87,12 +89,9 @@ struct Plan {
         return work < WORTH_A_THREAD ? 1 : a.threads;
     }
 
-    // How often the stencil pauses in a strip, at least.
-    int blocks_in_strip() const { return dilations * int(ceiling(smaller(STRIP, tile_rows), MOST_ROWS)); }
-
-    Taps taps_of(int m, int kz) const {
+    Taps taps_of(int m, int kz, int64_t out_length) const {
         const bool skip_centre = m > 0 && kz == a.kernel_depth / 2;
-        return {a.kernel_size, column_dilation(m) * step, row_dilation(m) * row_length, skip_centre};
+        return {a.kernel_size, column_dilation(m) * step, row_dilation(m) * row_length, row_dilation(m) * out_length, skip_centre};
     }
 };
 
@@ -128,6 +127,18 @@ Item item_of(const Plan<S>& plan, int64_t number) {
 template <class S>
 PROSMA_INLINE Rows<S> rows_of(const Plan<S>& plan, const Tensor& tensor, const Item& item, int64_t plane) {
     return plan.layout.template rows<S>(tensor, item.batch, item.channel, plane);
+}
+
+// A part of an item's plane whose sums, and the rows they are made of, stay in the first-level cache over all dilations.
+struct Patch {
+    int64_t plane, first_row, end_row, first_vector, vectors;
+};
+
+template <class S, class Visit>
+PROSMA_INLINE void for_each_patch(const Plan<S>& plan, int64_t plane, int64_t first_row, int64_t end_row, const Visit& visit) {
+    for (int64_t row = first_row; row < end_row; row += STRIP)
+        for (int64_t vector = 0; vector < plan.vectors; vector += CHUNK)
+            visit(Patch{plane, row, smaller(row + STRIP, end_row), vector, smaller(CHUNK, plan.vectors - vector)});
 }
 
 // A stack of planes of a tile in scratch memory, of which the last few are kept: plane z lies where z % planes says.

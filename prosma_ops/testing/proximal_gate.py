@@ -70,9 +70,7 @@ SPECIAL = (
     Shape("3-D many voxels", (1, 5, 19, 23, 29), activation="relu"),
     Shape("2-D negative thresholds", (2, 6, 9, 11), negative=True),
 )
-# Tiny cases have these layouts in every dtype, and the others in these dtypes.
 COMMON = ("contiguous", "channels_last")
-LAYOUT_DTYPES = (torch.float32, torch.bfloat16)
 # A millisecond each when compiled, and up to seconds under Triton's interpreter. The first is in every layout.
 TINY = (
     Shape("2-D", (2, 2, 3, 4), (1, 2)),
@@ -96,13 +94,20 @@ def cases(size: str) -> list[Case]:
         Case("proximal_gate", shape.name, layout, dtype, partial(problem, shape, layout, dtype))
         for shape, layout in chosen
         for dtype in DTYPES
-        if _makes_sense(shape, layout, dtype) and (size != "tiny" or dtype in LAYOUT_DTYPES or layout in COMMON)
+        if _makes_sense(shape, layout, dtype) and (size == "full" or _worth_interpreting(shape, layout, dtype))
     ]
 
 
 def _makes_sense(shape: Shape, layout: str, dtype: torch.dtype) -> bool:
     """Other parameters only beside half types; thresholds in a gap of z only where the layout keeps every number."""
     return (shape.parameters is None or dtype.itemsize == 2) and (shape.drawn != "normal" or layout != "expanded")
+
+
+def _worth_interpreting(shape: Shape, layout: str, dtype: torch.dtype) -> bool:
+    """Of the tiny cases float32 has all; the others what their loads and stores can get wrong. It halves a minute."""
+    if dtype is torch.float32 or shape.parameters is not None:
+        return True
+    return (shape is TINY[0] and layout in COMMON) or (shape is TINY[2] and layout == "contiguous")
 
 
 def problem(shape: Shape, layout: str, dtype: torch.dtype, device: torch.device) -> Problem:
