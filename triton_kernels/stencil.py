@@ -20,8 +20,8 @@ from torch import Tensor
 
 from .launch import needs_int64, power_of_two
 
-# Longer rows of taps are a loop as well.
-LONGEST_UNROLLED_ROW = 7
+# The time to compile grows with the taps in the code: 27 take a second.
+MOST_UNROLLED_TAPS = 50
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,13 @@ class Tile:
         return self.kernel_size**self.spatial
 
     @property
-    def taps(self) -> int:
-        return len(self.dilations) * self.places
+    def kernels(self) -> int:
+        return len(self.dilations)
 
     @property
     def unrolled(self) -> int:
-        return self.kernel_size if self.kernel_size <= LONGEST_UNROLLED_ROW else 1
+        """How many taps of each kernel are unrolled: a row of them or one."""
+        return self.kernel_size if self.kernels * self.kernel_size <= MOST_UNROLLED_TAPS else 1
 
     def counts(self, sizes: Sequence[int]) -> tuple[int, int, int, int]:
         """How many tiles cover (channels, depth, height, width)."""
@@ -75,7 +76,7 @@ def gate_tile(
     block_channels = min(power_of_two(channels), 128 // field.element_size()) if channels_fastest else 1
     positions = numbers // block_channels
     columns = min(power_of_two(width), 8 if channels_fastest else 32)
-    rows = min(power_of_two(height), positions // columns if spatial == 2 else 8)
+    rows = min(power_of_two(height), positions // columns, 8 if spatial == 3 else positions)
     depths = min(power_of_two(depth[0]) if depth else 1, positions // (columns * rows))
     if not channels_fastest:
         block_channels = min(power_of_two(channels), numbers // (depths * rows * columns))
@@ -187,24 +188,14 @@ def _entry(values, index):
     return values[index]
 
 
-@triton.constexpr_function
-def _length(values):
-    return len(values)
-
-
 @triton.jit
-def _tap(index, TILE: tl.constexpr, SIGN: tl.constexpr):
-    """How far tap `index` (kernel by kernel) lies from the output: depth, row, column."""
+def _tap(step, I: tl.constexpr, TILE: tl.constexpr):
+    """Tap I of a step of the loop: its depth, row and column in the kernel."""
     SIZE: tl.constexpr = TILE.kernel_size
-    HALF: tl.constexpr = TILE.kernel_size // 2
-    dilation = SIGN * _entry(TILE.dilations, 0)
-    for m in tl.static_range(1, _length(TILE.dilations)):
-        dilation = tl.where(index >= m * TILE.places, SIGN * _entry(TILE.dilations, m), dilation)
-    place = index % TILE.places
-    depth = 0
-    if TILE.spatial == 3:
-        depth = (place // (SIZE * SIZE) - HALF) * dilation
-    return depth, (place // SIZE % SIZE - HALF) * dilation, (place % SIZE - HALF) * dilation
+    if TILE.unrolled == SIZE:
+        return step // SIZE, step % SIZE, I
+    else:
+        return step // (SIZE * SIZE), step // SIZE % SIZE, step % SIZE
 
 
 @triton.jit
@@ -213,28 +204,34 @@ def convolve(ptr, strides, ptr_weight, values, ptr_partial, columns, column, siz
     """The sum over all taps of weight times shifted tile; SIGN is -1 for the transposed convolution.
 
     With `ptr_partial`, a workspace (M, C, taps of a kernel, columns), also each tap's sum over the tile of `values`
-    times shifted tile, as one column of it. A thread adds up its own numbers, 16 of them, before threads exchange any.
+    times shifted tile, as one column of it. A thread adds up its own numbers before threads exchange any.
     """
     CHANNELS: tl.constexpr = TILE.channels
     POSITIONS: tl.constexpr = TILE.positions
+    KERNELS: tl.constexpr = TILE.kernels
     UNROLLED: tl.constexpr = TILE.unrolled
-    STEPS: tl.constexpr = TILE.taps // TILE.unrolled
+    STEPS: tl.constexpr = TILE.places // TILE.unrolled
+    HALF: tl.constexpr = TILE.kernel_size // 2
     origin, offs = tile_address(ptr, strides, place, TILE)
     offs_channel, mask_channel = tile_channels(place, sizes, TILE)
     total = tl.zeros((CHANNELS, POSITIONS), COMPUTE)
-    for step in range(STEPS):
-        for i in tl.static_range(UNROLLED):
-            index = step * UNROLLED + i
-            depth, row, right = _tap(index, TILE, SIGN)
-            shift = tl.cast(depth, tl.int64) * strides[2] + tl.cast(row, tl.int64) * strides[3]
-            shift += tl.cast(right, tl.int64) * strides[4]
-            mask = tile_mask(place, sizes, depth, row, right, TILE)
-            block = tl.load(origin + shift + offs, mask=mask, other=0.0).to(COMPUTE)
-            offs_weight = (index // TILE.places * sizes[0] + offs_channel) * TILE.places + index % TILE.places
-            weight = tl.load(ptr_weight + offs_weight, mask=mask_channel, other=0.0).to(COMPUTE)
-            total = tl.fma(block, tl.broadcast_to(weight[:, None], total.shape), total)
-            if ptr_partial is not None:
-                # Beyond the edge there is nothing to sum: zero times a NaN of `values` would be one.
-                sums = tl.sum(tl.where(mask, block * values, 0.0), axis=1)
-                tl.store(ptr_partial + offs_weight.to(tl.int64) * columns + column, sums, mask=mask_channel)
+    for m in tl.static_range(KERNELS):
+        for step in range(STEPS):
+            for i in tl.static_range(UNROLLED):
+                depth, row, right = _tap(step, i, TILE)
+                depth = (depth - HALF) * (SIGN * _entry(TILE.dilations, m)) if TILE.spatial == 3 else 0
+                row = (row - HALF) * (SIGN * _entry(TILE.dilations, m))
+                right = (right - HALF) * (SIGN * _entry(TILE.dilations, m))
+                mask = tile_mask(place, sizes, depth, row, right, TILE)
+                # The column last: side by side it is a constant, and the taps of a row share an address.
+                shift = tl.cast(depth, tl.int64) * strides[2] + tl.cast(row, tl.int64) * strides[3]
+                ptrs = origin + shift + offs + tl.cast(right, tl.int64) * strides[4]
+                block = tl.load(ptrs, mask=mask, other=0.0).to(COMPUTE)
+                offs_weight = (m * sizes[0] + offs_channel) * TILE.places + step * UNROLLED + i
+                weight = tl.load(ptr_weight + offs_weight, mask=mask_channel, other=0.0).to(COMPUTE)
+                total = tl.fma(block, tl.broadcast_to(weight[:, None], total.shape), total)
+                if ptr_partial is not None:
+                    # Beyond the edge there is nothing to sum: zero times a NaN of `values` would be one.
+                    sums = tl.sum(tl.where(mask, block * values, 0.0), axis=1)
+                    tl.store(ptr_partial + offs_weight.to(tl.int64) * columns + column, sums, mask=mask_channel)
     return total
