@@ -14,10 +14,12 @@ import pytest
 import torch
 
 import prosma_ops
-from prosma_ops import native
+from prosma_ops import native, ops
 from prosma_ops.testing import parity
 from prosma_ops.testing.case import DTYPES, Case, Problem, dtype_name, suite
 from prosma_ops.testing.parity import Expectation, Implementation
+
+assert ops  # imported so that every operator is registered, whatever a test imports itself
 
 IMPLEMENTATIONS = {
     "reference": Implementation("reference"),

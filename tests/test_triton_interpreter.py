@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from prosma_ops import backends
+from prosma_ops.testing import parity
 from prosma_ops.testing.case import DTYPES, dtype_name, suite
 from prosma_ops.testing.check import INTERPRETED_SELF_TEST
 
@@ -32,7 +32,7 @@ def report(python: Run, tmp_path: Path, *arguments: str) -> dict[str, Any]:
 def test_parity(python: Run, tmp_path: Path) -> None:
     found = report(python, tmp_path)
     assert found["passed"]
-    for operator in backends.OPERATORS:
+    for operator in parity.operators():
         records = [record for record in found["records"] if record["operator"] == operator]
         assert {record["implementation"] for record in records} == {"triton"}
         assert {record["dtype"] for record in records} == {dtype_name(dtype) for dtype in DTYPES}
@@ -43,7 +43,7 @@ def test_parity(python: Run, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_self_test(python: Run, tmp_path: Path) -> None:
     found = report(python, tmp_path, "--self-test")
-    tensors = sum(len(names) for operator in backends.OPERATORS for names in suite(operator).results.values())
+    tensors = sum(len(names) for operator in parity.operators() for names in suite(operator).results.values())
     assert len(found["planted"]) == tensors * 3 * len(INTERPRETED_SELF_TEST)
     assert all(plant["reported"] for plant in found["planted"])
 

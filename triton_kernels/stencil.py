@@ -50,6 +50,11 @@ class Tile:
         return self.kernel_size**self.spatial
 
     @property
+    def steps(self) -> int:
+        """How many times the loop over the taps of a kernel runs."""
+        return self.places // self.unrolled
+
+    @property
     def kernels(self) -> int:
         return len(self.dilations)
 
@@ -69,6 +74,7 @@ def gate_tile(
 ) -> Tile:
     """The tile of `numbers` numbers for a stencil over `tensors[0]`: the same on a GPU and under the interpreter."""
     field = tensors[0]
+    numbers //= max(field.element_size() // 4, 1)  # float64 takes two registers a number
     spatial = field.dim() - 2
     _, channels, *depth, height, width = field.shape
     channels_fastest = channels > 1 and field.stride(1) == 1 and field.stride(-1) != 1
@@ -199,7 +205,7 @@ def _tap(step, I: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def convolve(ptr, strides, ptr_weight, values, ptr_partial, columns, column, sizes, place,
+def convolve(ptr, strides, ptr_weight, values, ptr_partial, columns, column, sizes, steps, place,
              TILE: tl.constexpr, COMPUTE: tl.constexpr, SIGN: tl.constexpr):
     """The sum over all taps of weight times shifted tile; SIGN is -1 for the transposed convolution.
 
@@ -210,13 +216,14 @@ def convolve(ptr, strides, ptr_weight, values, ptr_partial, columns, column, siz
     POSITIONS: tl.constexpr = TILE.positions
     KERNELS: tl.constexpr = TILE.kernels
     UNROLLED: tl.constexpr = TILE.unrolled
-    STEPS: tl.constexpr = TILE.places // TILE.unrolled
     HALF: tl.constexpr = TILE.kernel_size // 2
     origin, offs = tile_address(ptr, strides, place, TILE)
     offs_channel, mask_channel = tile_channels(place, sizes, TILE)
     total = tl.zeros((CHANNELS, POSITIONS), COMPUTE)
     for m in tl.static_range(KERNELS):
-        for step in range(STEPS):
+        step = 0
+        # A number of steps that the compilers do not know keeps them from unrolling, which ends in spills.
+        while step < steps:
             for i in tl.static_range(UNROLLED):
                 depth, row, right = _tap(step, i, TILE)
                 depth = (depth - HALF) * (SIGN * _entry(TILE.dilations, m)) if TILE.spatial == 3 else 0
@@ -234,4 +241,5 @@ def convolve(ptr, strides, ptr_weight, values, ptr_partial, columns, column, siz
                     # Beyond the edge there is nothing to sum: zero times a NaN of `values` would be one.
                     sums = tl.sum(tl.where(mask, block * values, 0.0), axis=1)
                     tl.store(ptr_partial + offs_weight.to(tl.int64) * columns + column, sums, mask=mask_channel)
+            step += 1
     return total

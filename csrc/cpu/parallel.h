@@ -42,7 +42,7 @@ inline Scratch& thread_scratch() {
 // Items are handed out a few at a time: neighbours share rows in the cache, and a thread that the machine holds up
 // delays the others by at most one hand-out.
 template <class Body>
-bool for_each_item(int threads, int64_t items, size_t scratch_bytes, const Body& body) {
+bool for_each_item([[maybe_unused]] int threads, int64_t items, size_t scratch_bytes, const Body& body) {
     bool enough_memory = true;
 #if defined(_OPENMP)
     if (threads > items) threads = int(items);
