@@ -1,4 +1,4 @@
-"""The native CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, at every level the processor can run."""
+"""The native CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, at every level that can run here."""
 
 from __future__ import annotations
 
