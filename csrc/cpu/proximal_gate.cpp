@@ -80,7 +80,6 @@ void want(const Plan<S>& plan, const Tensor& tensor, const Item& item, const Pat
     for (int64_t row = larger(patch.first_row, 0); row < end && meanwhile.count < Meanwhile::MOST_WANTED; ++row)
         meanwhile.wanted[meanwhile.count++] = {reinterpret_cast<const char*>(rows[row].start + patch.first_vector * stride),
                                                stride * int64_t(sizeof(S))};
-    meanwhile.vectors = patch.vectors;
 }
 
 // The part of the field that will be copied next: of this item's next plane, or of the next item's first.
@@ -113,7 +112,7 @@ PROSMA_INLINE void for_each_part(const Plan<S>& plan, const Ring<S>& in, Compute
             const int64_t source = patch.plane + (kz - plan.a.kernel_depth / 2) * plan.a.dilations[m];
             if (source < 0 || source >= plan.a.sizes[DEPTH]) continue;
             run(Strip<Compute<S>>{in.row(source, patch.first_row) + patch.first_vector * L, out,
-                                  weights + (m * plan.a.kernel_depth + kz) * plan.taps_in_plane,
+                                  weights + (m * plan.a.kernel_depth + kz) * plan.taps_in_plane, nullptr,
                                   plan.taps_of(m, kz, out_length), int(patch.vectors), live_last, plan.row_length, out_length},
                 blocks[m]);
         }
@@ -124,20 +123,22 @@ PROSMA_INLINE void for_each_part(const Plan<S>& plan, const Ring<S>& in, Compute
 template <class S>
 void convolve_patch(const Plan<S>& plan, const Ring<S>& in, Compute<S>* out, int64_t out_length, const Patch& patch,
                     Vector<Compute<S>>* weights, Vector<Compute<S>> start, Blocks* blocks, Meanwhile& meanwhile) {
-    for (int64_t row = 0; row < patch.end_row - patch.first_row; ++row)
-        for (int64_t v = 0; v < patch.vectors; ++v) store(out + row * out_length + v * Plan<S>::L, start);
     meanwhile.spread(blocks_in(plan, patch));
-    for_each_part(plan, in, out, out_length, patch, weights, blocks,
-                  [&](const Strip<Compute<S>>& strip, const Blocks& cut) { convolve(strip, cut, meanwhile); });
+    const Vector<Compute<S>>* first = &start;
+    for_each_part(plan, in, out, out_length, patch, weights, blocks, [&](Strip<Compute<S>> strip, const Blocks& cut) {
+        strip.start = first;
+        first = nullptr;
+        convolve(strip, cut, meanwhile);
+    });
     meanwhile.complete();
 }
 
 template <class S>
 void correlate_patch(const Plan<S>& plan, const Ring<S>& in, Compute<S>* gradient, const Patch& patch, Vector<Compute<S>>* sums,
-                     Blocks* blocks) {
-    Meanwhile nothing;
+                     Blocks* blocks, Meanwhile& meanwhile) {
+    meanwhile.spread(blocks_in(plan, patch));
     for_each_part(plan, in, gradient, plan.row_length, patch, sums, blocks,
-                  [&](const Strip<Compute<S>>& strip, const Blocks& cut) { correlate(strip, cut, nothing); });
+                  [&](const Strip<Compute<S>>& strip, const Blocks& cut) { correlate(strip, cut, meanwhile); });
 }
 
 template <class T, Activation ACTIVATION>
@@ -425,7 +426,6 @@ void backward_item(const Plan<S>& plan, int64_t number, void* scratch, bool stre
             Meanwhile meanwhile;
             want(plan, a.grad, item, patch, meanwhile);
             want(plan, a.skip, item, patch, meanwhile);
-            want_field(plan, item, next, plane + 1 == end_plane, taken, patch, meanwhile);
             T* const start = dz.row(plane, patch.first_row) + patch.first_vector * LANES<T>;
             convolve_patch(plan, field, start, plan.row_length, patch, weights, factors.bias, blocks, meanwhile);
             for (int64_t row = patch.first_row; row < patch.end_row; ++row) {
@@ -435,9 +435,11 @@ void backward_item(const Plan<S>& plan, int64_t number, void* scratch, bool stre
             Patch inner = patch;
             inner.first_row = larger(patch.first_row, item.first_row);
             inner.end_row = smaller(patch.end_row, item.end_row);
-            if (own_plane && a.weight_grad && inner.first_row < inner.end_row)
-                correlate_patch(plan, field, dz.row(plane, inner.first_row) + patch.first_vector * LANES<T>, inner, sums,
-                                blocks + plan.dilations);
+            if (!own_plane || !a.weight_grad || inner.first_row >= inner.end_row) return;
+            Meanwhile during_correlation;
+            want_field(plan, item, next, plane + 1 == end_plane, taken, patch, during_correlation);
+            correlate_patch(plan, field, dz.row(plane, inner.first_row) + patch.first_vector * LANES<T>, inner, sums,
+                            blocks + plan.dilations, during_correlation);
         });
         if (!wants_field) continue;
         // A plane of dq can be made once dz reaches beyond it; at the end of the depth, all that are left can.
