@@ -37,6 +37,9 @@ CASES: dict[str, tuple[tuple[int, ...], torch.dtype, bool, int, tuple[int, ...]]
     "2d fp32 channels_last": ((4, 64, 128, 128), F32, True, 3, (1, 2, 3)),
     "2d bf16 channels_last": ((4, 64, 128, 128), BF16, True, 3, (1, 2, 3)),
     "2d fp32 of odd width": ((4, 64, 127, 127), F32, False, 3, (1, 2, 3)),
+    # Triton compiles a 1 among the arguments in, which is of another type.
+    "2d fp32 of one pixel": ((1, 1, 1, 1), F32, False, 1, (1,)),
+    "3d fp32 of one voxel": ((1, 1, 1, 1, 1), F32, False, 3, (1,)),
     "2d fp32 of 16x16": ((16, 512, 16, 16), F32, False, 3, (1, 2, 3)),
     "3d fp32": ((1, 32, 64, 64, 64), F32, False, 3, (1, 2, 3)),
     "3d fp32 channels_last": ((1, 32, 64, 64, 64), F32, True, 3, (1, 2, 3)),

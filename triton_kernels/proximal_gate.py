@@ -6,20 +6,18 @@
 Floors, for n elements of s bytes and a stencil of t distinct taps (25 in 2-D and 79 in 3-D for dilations 1, 2, 3):
 forward 3 n s bytes and 2 t n flops, backward 7 n s bytes (5 n s, and dz written and read) and 6 t n flops.
 
-How the kernels approach them: each tensor is named once in a launch, and the halo is left to L1 and L2, of which a
-thread's rows (8 or 4, in 3-D 2 or 1) share the loads. Threshold, activation, skip and gate are applied to the sums in
-registers. The second backward launch makes dfield and the weight gradient from the same loads of dz. Sums over a tile
-are stored as partial sums in float32 (float64) and added in fixed order: no atomics, bitwise repeatable.
+How the kernels approach them: each tensor is named once in a launch; a tap is one coalesced load, and all but the first
+find their numbers in L1 and L2. Threshold, activation, skip and gate are applied to the sums in registers. The second
+backward launch makes dfield and the weight gradient from the same loads of dz. Sums over a tile are stored as partial
+sums in float32 (float64) and added in fixed order: no atomics, bitwise repeatable.
 
-What the compiler made of it for sm_90 (Triton 3.9, float32, 128 x 128, dilations 1, 2, 3; no spills in any; read from
-the machine code, nothing of it is a measured time):
-    forward            80 registers, 57 instructions an output (25 of them FMA), 50 loads of 16 bytes for 32 outputs
-    backward of gate   92 registers, 77 instructions an output
-    backward of field  96 registers, 113 instructions an output (50 of them FMA), 34 loads of 16 bytes for 16 outputs
-With 4 rows a thread instead of 8 the forward needs 71 instructions an output; with 8 instead of 4 the backward of the
-field needs 190 registers. In 3-D (2 rows, for the field 1) they are 66, 154 and 112 registers and 267, 295 and 802
-instructions an output: there the sums over the tile, 651 shuffles for 4 outputs, outweigh the stencil. At 80
-registers an SM holds 24 warps of 64, at 96 it holds 20.
+What the compiler made of it for sm_90 (Triton 3.9, float32, dilations 1, 2, 3; no spills, compiled in under 1 s each;
+read from the machine code, nothing of it is a measured time), in 2-D / in 3-D:
+    forward            64 / 80 registers, 258 / 682 instructions an output (27 / 81 of them FMA)
+    backward of gate   96 / 96 registers
+    backward of field  80 / 80 registers, 504 / 1566 instructions an output (54 / 162 of them on taps)
+So they are bound by the rate of instructions, not by memory; most of these are addresses and masks. At 80 registers an
+SM holds 24 warps of 64, at 96 it holds 20.
 """
 
 from __future__ import annotations
@@ -36,13 +34,14 @@ from .launch import TRITON_DTYPES, compute_dtype, launch, spatial_strides
 from .reduction import finish_kernel
 from .shrinkage import activate, shrink, sign, slope
 from .soft_threshold import soft_threshold_backward, soft_threshold_forward
-from .stencil import convolve, gate_tile, tile_channels, tile_load, tile_mask, tile_place, tile_store
+from .stencil import Budget, convolve, gate_tile, tile_channels, tile_load, tile_mask, tile_place, tile_store
 
 __all__ = ["backward", "forward", "soft_threshold_backward", "soft_threshold_forward"]
 
-# Numbers a program computes, and its warps: 8 a thread, 72 to 110 registers on sm_90. 16 a thread spill here and there.
-GATE = {"numbers": 1024, "warps": 4}
-FIELD = {"numbers": 512, "warps": 2}
+# 16 numbers a thread take 128 to 170 registers, and then ptxas spills on one architecture or another; of the field, a
+# row of taps unrolled does so at 8 as well. One warp needs no barrier for the sums over a tile.
+GATE = Budget(numbers=1024, warps=4, unroll=True)
+FIELD = Budget(numbers=256, warps=1, unroll=False)
 
 
 @triton.jit
@@ -60,15 +59,29 @@ def _parameters(ptr_threshold, ptr_bias, ptr_gate, sizes, place, TILE: tl.conste
 
 
 @triton.jit
-def _gate_kernel(ptr_field, ptr_weight, ptr_threshold, ptr_bias, ptr_gate, ptr_skip, ptr_out,
-                 strides_field, strides_skip, strides_out, sizes, tiles, steps,
-                 TILE: tl.constexpr, COMPUTE: tl.constexpr, ACTIVATION: tl.constexpr):
+def _gate_kernel(
+    ptr_field,
+    ptr_weight,
+    ptr_threshold,
+    ptr_bias,
+    ptr_gate,
+    ptr_skip,
+    ptr_out,
+    strides_field,
+    strides_skip,
+    strides_out,
+    sizes,
+    tiles,
+    steps,
+    TILE: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
     place = tile_place(tiles, TILE)
     mask = tile_mask(place, sizes, 0, 0, 0, TILE)
     t, shift, scale = _parameters(ptr_threshold, ptr_bias, ptr_gate, sizes, place, TILE, COMPUTE)
     t = tl.where(t < 0, 0.0, t)
-    z = convolve(ptr_field, strides_field, ptr_weight, None, None, 0, 0, sizes, steps, place, TILE,
-                 COMPUTE, 1) + shift
+    z = convolve(ptr_field, strides_field, ptr_weight, None, None, 0, 0, sizes, steps, place, TILE, COMPUTE, 1) + shift
     y = activate(shrink(z, t), ACTIVATION)
     if ptr_skip is not None:
         y = y * tile_load(ptr_skip, strides_skip, place, mask, TILE, COMPUTE)
@@ -76,17 +89,36 @@ def _gate_kernel(ptr_field, ptr_weight, ptr_threshold, ptr_bias, ptr_gate, ptr_s
 
 
 @triton.jit
-def _gate_backward_kernel(ptr_grad, ptr_field, ptr_weight, ptr_threshold, ptr_bias, ptr_gate, ptr_skip,
-                          ptr_dskip, ptr_dz, ptr_sums, strides_grad, strides_field, strides_skip, strides_dskip,
-                          strides_dz, sizes, tiles, steps, batches,
-                          TILE: tl.constexpr, COMPUTE: tl.constexpr, ACTIVATION: tl.constexpr):
+def _gate_backward_kernel(
+    ptr_grad,
+    ptr_field,
+    ptr_weight,
+    ptr_threshold,
+    ptr_bias,
+    ptr_gate,
+    ptr_skip,
+    ptr_dskip,
+    ptr_dz,
+    ptr_sums,
+    strides_grad,
+    strides_field,
+    strides_skip,
+    strides_dskip,
+    strides_dz,
+    sizes,
+    tiles,
+    steps,
+    batches,
+    TILE: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
     """z again, and from it dz, dskip and, for every channel, the tile's sums for threshold, bias and gate."""
     place = tile_place(tiles, TILE)
     mask = tile_mask(place, sizes, 0, 0, 0, TILE)
     tau, shift, scale = _parameters(ptr_threshold, ptr_bias, ptr_gate, sizes, place, TILE, COMPUTE)
     t = tl.where(tau < 0, 0.0, tau)
-    z = convolve(ptr_field, strides_field, ptr_weight, None, None, 0, 0, sizes, steps, place, TILE,
-                 COMPUTE, 1) + shift
+    z = convolve(ptr_field, strides_field, ptr_weight, None, None, 0, 0, sizes, steps, place, TILE, COMPUTE, 1) + shift
     u = shrink(z, t)
     gate = activate(u, ACTIVATION)
     dy = tile_load(ptr_grad, strides_grad, place, mask, TILE, COMPUTE)
@@ -101,7 +133,7 @@ def _gate_backward_kernel(ptr_grad, ptr_field, ptr_weight, ptr_threshold, ptr_bi
     if ptr_sums is not None:
         offs_channel, mask_channel = tile_channels(place, sizes, TILE)
         per_image = tiles[1] * tiles[2] * tiles[3]
-        table = (sizes[0] * batches).to(tl.int64) * per_image
+        table = tl.cast(sizes[0] * batches, tl.int64) * per_image
         ptrs = ptr_sums + (offs_channel * batches + place[0]).to(tl.int64) * per_image + place[5]
         dthreshold = tl.sum(tl.where(mask, -sign(z) * dz, 0.0), axis=1)[:, None] * (tau >= 0).to(COMPUTE)
         tl.store(ptrs[:, None], dthreshold, mask=mask_channel[:, None])
@@ -111,9 +143,22 @@ def _gate_backward_kernel(ptr_grad, ptr_field, ptr_weight, ptr_threshold, ptr_bi
 
 
 @triton.jit
-def _field_backward_kernel(ptr_dz, ptr_field, ptr_weight, ptr_dfield, ptr_partial, strides_dz, strides_field,
-                           strides_dfield, sizes, tiles, steps, batches, TILE: tl.constexpr,
-                           COMPUTE: tl.constexpr):
+def _field_backward_kernel(
+    ptr_dz,
+    ptr_field,
+    ptr_weight,
+    ptr_dfield,
+    ptr_partial,
+    strides_dz,
+    strides_field,
+    strides_dfield,
+    sizes,
+    tiles,
+    steps,
+    batches,
+    TILE: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
     """The transposed stencil over dz; and, from the same loads, the tile's correlation of dz with the field."""
     place = tile_place(tiles, TILE)
     mask = tile_mask(place, sizes, 0, 0, 0, TILE)
@@ -121,8 +166,21 @@ def _field_backward_kernel(ptr_dz, ptr_field, ptr_weight, ptr_dfield, ptr_partia
     if ptr_partial is not None:
         values = tile_load(ptr_field, strides_field, place, mask, TILE, COMPUTE)
     per_image = tiles[1] * tiles[2] * tiles[3]
-    dfield = convolve(ptr_dz, strides_dz, ptr_weight, values, ptr_partial, batches * per_image,
-                      place[0] * per_image + place[5], sizes, steps, place, TILE, COMPUTE, -1)
+    dfield = convolve(
+        ptr_dz,
+        strides_dz,
+        ptr_weight,
+        values,
+        ptr_partial,
+        batches * per_image,
+        place[0] * per_image + place[5],
+        sizes,
+        steps,
+        place,
+        TILE,
+        COMPUTE,
+        -1,
+    )
     if ptr_dfield is not None:
         tile_store(ptr_dfield, strides_dfield, place, mask, dfield, TILE)
 
@@ -141,7 +199,7 @@ def forward(
     if out.numel() == 0:
         return out
     tensors = [field, out] if skip is None else [field, out, skip]
-    tile = gate_tile(tensors, dilations, weight.shape[-1], **GATE)
+    tile = gate_tile(tensors, dilations, weight.shape[-1], GATE)
     sizes = _sizes(field)
     tiles = tile.counts(sizes)
     launch(
@@ -233,7 +291,7 @@ def _backward_of_gate(
     # dz is kept in float32 for half types too: rounding it would put an error into every tap of both sums over it.
     dz = torch.empty_like(field, dtype=dtype) if dfield is not None or dweight is not None else None
     tensors = [t for t in (field, dz, dskip, grad, skip) if t is not None]
-    tile = gate_tile(tensors, dilations, weight.shape[-1], **GATE)
+    tile = gate_tile(tensors, dilations, weight.shape[-1], GATE)
     sizes = _sizes(field)
     tiles = tile.counts(sizes)
     batch, per_plane = field.shape[0], math.prod(tiles[1:])
@@ -274,7 +332,7 @@ def _backward_of_field(
 ) -> tuple[Tensor | None, int]:
     """Fills dfield; gives the correlations of every tile as (weights, B * tiles) if they are needed."""
     tensors = [t for t in (dz, dfield, field) if t is not None]
-    tile = gate_tile(tensors, dilations, weight.shape[-1], **FIELD)
+    tile = gate_tile(tensors, dilations, weight.shape[-1], FIELD)
     sizes = _sizes(field)
     tiles = tile.counts(sizes)
     columns = field.shape[0] * math.prod(tiles[1:])

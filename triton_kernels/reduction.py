@@ -23,15 +23,28 @@ def _sum_row(ptr_sums, ptr_result, row, rows, columns, BLOCK: tl.constexpr, COMP
 
 
 @triton.jit
-def finish_kernel(ptr_partial, ptr_dweight, weights, columns_weight, ptr_sums, ptr_dthreshold, ptr_dbias, ptr_dgate,
-                  channels, batches, tiles, BLOCK: tl.constexpr, COMPUTE: tl.constexpr):
+def finish_kernel(
+    ptr_partial,
+    ptr_dweight,
+    weights,
+    columns_weight,
+    ptr_sums,
+    ptr_dthreshold,
+    ptr_dbias,
+    ptr_dgate,
+    channels,
+    batches,
+    tiles,
+    BLOCK: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
     """One program a number: first the weights, from (weights, columns_weight), then threshold, bias and gate.
 
     `ptr_sums` holds three tables: (channels, batches, tiles) for threshold and bias, (batches, channels, tiles) for the
     gate.
     """
     row = tl.program_id(0)
-    table = (channels * batches).to(tl.int64) * tiles
+    table = tl.cast(channels * batches, tl.int64) * tiles
     row = _sum_row(ptr_partial, ptr_dweight, row, weights, columns_weight, BLOCK, COMPUTE)
     row = _sum_row(ptr_sums, ptr_dthreshold, row, channels, batches * tiles, BLOCK, COMPUTE)
     row = _sum_row(ptr_sums + table, ptr_dbias, row, channels, batches * tiles, BLOCK, COMPUTE)

@@ -50,8 +50,9 @@ def _plane(tiles_channel, tiles_plane, CHANNELS: tl.constexpr, CHANNELS_FASTEST:
 
 
 @triton.jit
-def _pointers(ptr, strides, batch, offs_channel, pid_tile, sizes, RANK: tl.constexpr, BLOCK: tl.constexpr,
-              WIDE: tl.constexpr):
+def _pointers(
+    ptr, strides, batch, offs_channel, pid_tile, sizes, RANK: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr
+):
     """`strides` is ((batch, channel), (one for each dimension of the plane))."""
     start = ptr + batch.to(tl.int64) * strides[0][0]
     offs = _elements(pid_tile, sizes, strides[1], RANK, BLOCK, WIDE)
@@ -59,10 +60,24 @@ def _pointers(ptr, strides, batch, offs_channel, pid_tile, sizes, RANK: tl.const
 
 
 @triton.jit
-def _soft_threshold_kernel(ptr_x, ptr_threshold, ptr_out, strides_x, strides_out, channels, elements, sizes,
-                           tiles_channel, tiles_plane,
-                           COMPUTE: tl.constexpr, RANK: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-                           CHANNELS_FASTEST: tl.constexpr, WIDE: tl.constexpr):
+def _soft_threshold_kernel(
+    ptr_x,
+    ptr_threshold,
+    ptr_out,
+    strides_x,
+    strides_out,
+    channels,
+    elements,
+    sizes,
+    tiles_channel,
+    tiles_plane,
+    COMPUTE: tl.constexpr,
+    RANK: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHANNELS_FASTEST: tl.constexpr,
+    WIDE: tl.constexpr,
+):
     batch, offs_channel, pid_tile = _plane(tiles_channel, tiles_plane, CHANNELS, CHANNELS_FASTEST)
     mask_channel = offs_channel < channels
     mask = mask_channel[:, None] & (pid_tile * BLOCK + tl.arange(0, BLOCK) < elements)[None, :]
@@ -74,10 +89,28 @@ def _soft_threshold_kernel(ptr_x, ptr_threshold, ptr_out, strides_x, strides_out
 
 
 @triton.jit
-def _soft_threshold_backward_kernel(ptr_grad, ptr_x, ptr_threshold, ptr_dx, ptr_sums, strides_grad, strides_x,
-                                    strides_dx, channels, elements, sizes, tiles_channel, tiles_plane, batches,
-                                    COMPUTE: tl.constexpr, RANK: tl.constexpr, CHANNELS: tl.constexpr,
-                                    BLOCK: tl.constexpr, CHANNELS_FASTEST: tl.constexpr, WIDE: tl.constexpr):
+def _soft_threshold_backward_kernel(
+    ptr_grad,
+    ptr_x,
+    ptr_threshold,
+    ptr_dx,
+    ptr_sums,
+    strides_grad,
+    strides_x,
+    strides_dx,
+    channels,
+    elements,
+    sizes,
+    tiles_channel,
+    tiles_plane,
+    batches,
+    COMPUTE: tl.constexpr,
+    RANK: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHANNELS_FASTEST: tl.constexpr,
+    WIDE: tl.constexpr,
+):
     batch, offs_channel, pid_tile = _plane(tiles_channel, tiles_plane, CHANNELS, CHANNELS_FASTEST)
     mask_channel = offs_channel < channels
     mask = mask_channel[:, None] & (pid_tile * BLOCK + tl.arange(0, BLOCK) < elements)[None, :]

@@ -1,9 +1,10 @@
 """A sum of dilated depthwise convolutions on a tile of outputs: what the gate's kernels are made of.
 
 A program computes a tile of (CHANNELS, POSITIONS) numbers; its positions are a box of the image, columns fastest. A
-run-time loop goes over the rows of all kernels, with the taps of a row unrolled: a tap is one load of the tile, shifted.
-Neighbouring threads load neighbouring numbers, and the taps after the first find theirs in L1. So a kernel of any
-size and rank compiles in a second or two, where an unrolled stencil that keeps its rows in registers takes a minute.
+run-time loop goes over the rows of each kernel, with the taps of a row unrolled where that does not spill: a tap is one
+load of the tile, shifted. Neighbouring threads load neighbouring numbers, and what one tap has loaded the next ones
+find in L1. So a kernel of any size and rank compiles within a second; unrolled, with rows kept in registers, it needs
+a fifth to a half of the instructions and compiles for up to 98 s.
 
 Each kernel keeps its own centre: merging those that coincide would save 2 taps of 27 (81), and would lose the NaN that
 weights of opposite sign make of an infinity in the field.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -20,8 +22,16 @@ from torch import Tensor
 
 from .launch import needs_int64, power_of_two
 
-# The time to compile grows with the taps in the code: 27 take a second.
+# The time to compile grows with the taps in the code: 9 take a second.
 MOST_UNROLLED_TAPS = 50
+
+
+class Budget(NamedTuple):
+    """What a program may take: numbers, warps, and whether a row of taps is unrolled."""
+
+    numbers: int
+    warps: int
+    unroll: bool
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class Tile:
     channels_fastest: bool
     even: bool  # no channel of a tile is beyond the last
     wide: bool  # offsets inside a tile take 64 bits
+    unrolled: int  # how many taps of each kernel are unrolled: a row of them or one
     warps: int
 
     @property
@@ -47,7 +58,8 @@ class Tile:
     @property
     def places(self) -> int:
         """How many taps a kernel has."""
-        return self.kernel_size**self.spatial
+        places: int = self.kernel_size**self.spatial
+        return places
 
     @property
     def steps(self) -> int:
@@ -58,23 +70,16 @@ class Tile:
     def kernels(self) -> int:
         return len(self.dilations)
 
-    @property
-    def unrolled(self) -> int:
-        """How many taps of each kernel are unrolled: a row of them or one."""
-        return self.kernel_size if self.kernels * self.kernel_size <= MOST_UNROLLED_TAPS else 1
-
     def counts(self, sizes: Sequence[int]) -> tuple[int, int, int, int]:
         """How many tiles cover (channels, depth, height, width)."""
         steps = (self.channels, self.depths, self.rows, self.columns)
         return tuple(-(-size // step) for size, step in zip(sizes, steps, strict=True))  # type: ignore[return-value]
 
 
-def gate_tile(
-    tensors: Sequence[Tensor], dilations: Sequence[int], kernel_size: int, *, numbers: int, warps: int
-) -> Tile:
-    """The tile of `numbers` numbers for a stencil over `tensors[0]`: the same on a GPU and under the interpreter."""
+def gate_tile(tensors: Sequence[Tensor], dilations: Sequence[int], kernel_size: int, budget: Budget) -> Tile:
+    """The tile for a stencil over `tensors[0]`: the same on a GPU and under the interpreter."""
     field = tensors[0]
-    numbers //= max(field.element_size() // 4, 1)  # float64 takes two registers a number
+    numbers = budget.numbers // max(field.element_size() // 4, 1)  # float64 takes two registers a number
     spatial = field.dim() - 2
     _, channels, *depth, height, width = field.shape
     channels_fastest = channels > 1 and field.stride(1) == 1 and field.stride(-1) != 1
@@ -87,9 +92,7 @@ def gate_tile(
     if not channels_fastest:
         block_channels = min(power_of_two(channels), numbers // (depths * rows * columns))
     block = (block_channels, depths, rows, columns) if spatial == 3 else (block_channels, rows, columns)
-    reach = [
-        sum((size - 1) * abs(stride) for size, stride in zip(block, t.stride()[1:], strict=True)) for t in tensors
-    ]
+    reach = [sum((size - 1) * abs(stride) for size, stride in zip(block, t.stride()[1:], strict=True)) for t in tensors]
     return Tile(
         dilations=tuple(dilations),
         kernel_size=kernel_size,
@@ -101,7 +104,8 @@ def gate_tile(
         channels_fastest=channels_fastest,
         even=channels % block_channels == 0,
         wide=needs_int64(max(reach)),
-        warps=min(warps, max(1, block_channels * depths * rows * columns // 32)),
+        unrolled=kernel_size if budget.unroll and len(dilations) * kernel_size <= MOST_UNROLLED_TAPS else 1,
+        warps=min(budget.warps, max(1, block_channels * depths * rows * columns // 32)),
     )
 
 
@@ -166,14 +170,13 @@ def tile_mask(place, sizes, depth, row, column, TILE: tl.constexpr):
     """(CHANNELS, POSITIONS): whether the position shifted by (depth, row, column) lies in the image."""
     inner_depth, inner_row, inner_column = _inside(TILE)
     # Below zero is far beyond the last in unsigned numbers: one comparison for both ends.
-    mask = (inner_column + (place[4] + column)).to(tl.uint32) < sizes[3].to(tl.uint32)
-    mask = mask & ((inner_row + (place[3] + row)).to(tl.uint32) < sizes[2].to(tl.uint32))
+    mask = (inner_column + (place[4] + column)).to(tl.uint32) < tl.cast(sizes[3], tl.uint32)
+    mask = mask & ((inner_row + (place[3] + row)).to(tl.uint32) < tl.cast(sizes[2], tl.uint32))
     if TILE.spatial == 3:
-        mask = mask & ((inner_depth + (place[2] + depth)).to(tl.uint32) < sizes[1].to(tl.uint32))
+        mask = mask & ((inner_depth + (place[2] + depth)).to(tl.uint32) < tl.cast(sizes[1], tl.uint32))
     mask = mask[None, :]
     if not TILE.even:
-        offs_channel, mask_channel = tile_channels(place, sizes, TILE)
-        mask = mask & mask_channel[:, None]
+        mask = mask & tile_channels(place, sizes, TILE)[1][:, None]
     return mask
 
 
@@ -195,18 +198,31 @@ def _entry(values, index):
 
 
 @triton.jit
-def _tap(step, I: tl.constexpr, TILE: tl.constexpr):
-    """Tap I of a step of the loop: its depth, row and column in the kernel."""
+def _tap(step, TAP: tl.constexpr, TILE: tl.constexpr):
+    """Tap TAP of a step of the loop: its depth, row and column in the kernel."""
     SIZE: tl.constexpr = TILE.kernel_size
     if TILE.unrolled == SIZE:
-        return step // SIZE, step % SIZE, I
+        return step // SIZE, step % SIZE, TAP
     else:
         return step // (SIZE * SIZE), step // SIZE % SIZE, step % SIZE
 
 
 @triton.jit
-def convolve(ptr, strides, ptr_weight, values, ptr_partial, columns, column, sizes, steps, place,
-             TILE: tl.constexpr, COMPUTE: tl.constexpr, SIGN: tl.constexpr):
+def convolve(
+    ptr,
+    strides,
+    ptr_weight,
+    values,
+    ptr_partial,
+    columns,
+    column,
+    sizes,
+    steps,
+    place,
+    TILE: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    SIGN: tl.constexpr,
+):
     """The sum over all taps of weight times shifted tile; SIGN is -1 for the transposed convolution.
 
     With `ptr_partial`, a workspace (M, C, taps of a kernel, columns), also each tap's sum over the tile of `values`
@@ -232,7 +248,7 @@ def convolve(ptr, strides, ptr_weight, values, ptr_partial, columns, column, siz
                 mask = tile_mask(place, sizes, depth, row, right, TILE)
                 # The column last: side by side it is a constant, and the taps of a row share an address.
                 shift = tl.cast(depth, tl.int64) * strides[2] + tl.cast(row, tl.int64) * strides[3]
-                ptrs = origin + shift + offs + tl.cast(right, tl.int64) * strides[4]
+                ptrs = origin + (shift + tl.cast(right, tl.int64) * strides[4]) + offs
                 block = tl.load(ptrs, mask=mask, other=0.0).to(COMPUTE)
                 offs_weight = (m * sizes[0] + offs_channel) * TILE.places + step * UNROLLED + i
                 weight = tl.load(ptr_weight + offs_weight, mask=mask_channel, other=0.0).to(COMPUTE)
