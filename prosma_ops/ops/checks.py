@@ -7,7 +7,7 @@ and all of it traces under torch.compile.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -52,7 +52,8 @@ def companion(name: str, tensor: Tensor, leader_name: str, leader: Tensor) -> No
     floating(name, tensor)
     if not right_dtype:
         raise TypeError(
-            f"{name} is {tensor.dtype} beside a {leader_name} of {leader.dtype}; it must be {leader.dtype} or torch.float32"
+            f"{name} is {tensor.dtype} beside a {leader_name} of {leader.dtype}; "
+            f"it must be {leader.dtype} or torch.float32"
         )
     same_device(name, tensor, leader_name, leader)
 
@@ -69,28 +70,28 @@ def channel_values(
 ) -> None:
     """One value a channel (and image): the shape that `meaning` names, beside the leader."""
     if tensor.shape != expected:
-        shape(name, tensor, expected, f"{meaning} of {leader_name}")
+        wrong_shape(name, tensor, expected, f"{meaning} of {leader_name}")
     companion(name, tensor, leader_name, leader)
 
 
 def twin(name: str, tensor: Tensor, leader_name: str, leader: Tensor) -> None:
     """A tensor of the leader's shape, dtype and device."""
-    if tensor.dtype is leader.dtype and tensor.shape == leader.shape and tensor.device == leader.device:
-        if tensor.layout is torch.strided:
-            return
+    same = tensor.dtype is leader.dtype and tensor.shape == leader.shape and tensor.device == leader.device
+    if same and tensor.layout is torch.strided:
+        return
     floating(name, tensor)
     same_device(name, tensor, leader_name, leader)
     if tensor.dtype is not leader.dtype:
         raise TypeError(f"{name} is {tensor.dtype}; it must have the dtype of {leader_name}, {leader.dtype}")
     if tensor.shape != leader.shape:
-        shape(name, tensor, leader.shape, f"the shape of {leader_name}")
+        wrong_shape(name, tensor, leader.shape, f"the shape of {leader_name}")
 
 
-def shape(name: str, tensor: Tensor, expected: Sequence[int], meaning: str) -> None:
+def wrong_shape(name: str, tensor: Tensor, expected: Sequence[int], meaning: str) -> NoReturn:
     raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {meaning} = {tuple(expected)}")
 
 
-def rank(name: str, tensor: Tensor, meaning: str) -> None:
+def wrong_rank(name: str, tensor: Tensor, meaning: str) -> NoReturn:
     raise ValueError(f"{name} has {tensor.dim()} dimensions, shape {tuple(tensor.shape)}; it must be {meaning}")
 
 

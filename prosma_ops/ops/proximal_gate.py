@@ -107,7 +107,7 @@ def _check(
     checks.floating("field", field)
     shape = field.shape
     if len(shape) != 4 and len(shape) != 5:
-        checks.rank("field", field, "(B, C, H, W) or (B, C, D, H, W)")
+        checks.wrong_rank("field", field, "(B, C, H, W) or (B, C, D, H, W)")
     if 0 in shape[1:]:
         raise ValueError(
             f"field has shape {tuple(shape)}; it must have 1 channel or more, and every spatial size must be at least 1"
@@ -115,7 +115,7 @@ def _check(
     kernels = weight.shape
     checks.companion("weight", weight, "field", field)
     if len(kernels) != len(shape):
-        checks.rank("weight", weight, f"(M, C{', k' * (len(shape) - 2)}) for a field of {len(shape)} dimensions")
+        checks.wrong_rank("weight", weight, f"(M, C{', k' * (len(shape) - 2)}) for a field of {len(shape)} dimensions")
     size = kernels[-1]
     if kernels[0] < 1:
         raise ValueError(
@@ -127,7 +127,7 @@ def _check(
         )
     channels = shape[1]
     if kernels[1] != channels:
-        checks.shape("weight", weight, (kernels[0], channels, *kernels[2:]), "(M, C, k, ...) with the C of field")
+        checks.wrong_shape("weight", weight, (kernels[0], channels, *kernels[2:]), "(M, C, k, ...) with the C of field")
     checks.channel_values("threshold", threshold, (channels,), "(C,)", "field", field)
     if bias is not None:
         checks.channel_values("bias", bias, (channels,), "(C,)", "field", field)
@@ -142,7 +142,7 @@ def _check(
 def _check_shrink(x: Tensor, threshold: Tensor) -> None:
     checks.floating("x", x)
     if x.dim() < 2:
-        checks.rank("x", x, "(B, C, *spatial), of 2 dimensions or more")
+        checks.wrong_rank("x", x, "(B, C, *spatial), of 2 dimensions or more")
     checks.channel_values("threshold", threshold, (x.shape[1],), "(C,)", "x", x)
 
 
@@ -300,7 +300,7 @@ _SHRINK = backends.register(
 
 
 def empty_gradients(inputs: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor]:
-    """What the backward fills: like the input, and of no size where not asked for (schemas have no `Tensor?` results)."""
+    """What the backward fills: like the input, or of no size where not asked for (schemas have no `Tensor?` results)."""
     leader = backends.leader(inputs)
     return [
         torch.empty_like(tensor) if wanted and tensor is not None else leader.new_empty(0)
