@@ -143,7 +143,7 @@ class ProximalGate(nn.Module):
         axes = "(B, C, H, W)" if self.spatial_dims == 2 else "(B, C, D, H, W)"
         for name, values, channels in (("skip", skip, self.channels), ("gating", gating, self.gating_channels)):
             if values.dim() != self.spatial_dims + 2:
-                checks.rank(name, values, f"{axes}, as spatial_dims={self.spatial_dims} says")
+                checks.wrong_rank(name, values, f"{axes}, as spatial_dims={self.spatial_dims} says")
             if values.shape[1] != channels:
                 raise ValueError(f"{name} has {values.shape[1]} channels; this gate was made for {channels}")
         if gating.shape[0] != skip.shape[0]:

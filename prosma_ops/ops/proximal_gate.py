@@ -300,7 +300,7 @@ _SHRINK = backends.register(
 
 
 def empty_gradients(inputs: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor]:
-    """What the backward fills: like the input, or of no size where not asked for (schemas have no `Tensor?` results)."""
+    """What the backward fills: like the input, or of no size where not asked for; schemas have no `Tensor?` results."""
     leader = backends.leader(inputs)
     return [
         torch.empty_like(tensor) if wanted and tensor is not None else leader.new_empty(0)
