@@ -51,10 +51,8 @@ def companion(name: str, tensor: Tensor, leader_name: str, leader: Tensor) -> No
         return
     floating(name, tensor)
     if not right_dtype:
-        raise TypeError(
-            f"{name} is {tensor.dtype} beside a {leader_name} of {leader.dtype}; "
-            f"it must be {leader.dtype} or torch.float32"
-        )
+        fitting = f"{leader.dtype}" + ("" if leader.dtype is torch.float32 else " or torch.float32")
+        raise TypeError(f"{name} is {tensor.dtype} beside a {leader_name} of {leader.dtype}; it must be {fitting}")
     same_device(name, tensor, leader_name, leader)
 
 
