@@ -30,7 +30,9 @@ void take_plane(const Plan<S>& plan, const Item& item, const Ring<S>& ring, int6
         }
         const Row<S> from = rows[row];
         clear(to - ring.left, ring.left);
-        for (int64_t v = 0; v < plan.vectors; ++v) store(to + v * L, from.read(v));
+        for_each_vector(0, plan.vectors, from.whole, [&](int64_t v, auto whole) {
+            store(to + v * L, from.template read<whole.value>(v));
+        });
         clear(to + plan.vectors * L, ring.left);
     }
 }
@@ -173,11 +175,13 @@ struct FinishedPatch {
     void write_row(int64_t row) const {
         const T* from = sums + (row - patch.first_row) * PATCH_LENGTH<T>;
         const Row<S> out = outs[row], skip = skips[row];
-        for (int64_t v = 0; v < patch.vectors; ++v) {
-            Vector<T> y = activate<T, ACTIVATION>(shrink<T>(load<T>(from + v * LANES<T>), factors->bound));
-            if (has_skip) y *= skip.read(patch.first_vector + v);
-            out.write(patch.first_vector + v, y * factors->gate, streaming);
-        }
+        const int64_t end = patch.first_vector + patch.vectors;
+        for_each_vector(patch.first_vector, end, least(out.whole, has_skip ? skip.whole : end, end), [&](int64_t v, auto whole) {
+            const Vector<T> z = load<T>(from + (v - patch.first_vector) * LANES<T>);
+            Vector<T> y = activate<T, ACTIVATION>(shrink<T>(z, factors->bound));
+            if (has_skip) y *= skip.template read<whole.value>(v);
+            out.template write<whole.value>(v, y * factors->gate, streaming);
+        });
     }
 
     static void write(const void* context, int64_t row) { static_cast<const FinishedPatch*>(context)->write_row(row); }
@@ -282,23 +286,24 @@ void gate_row_backward(const Plan<S>& plan, const BackwardRows<S>& tensors, Comp
     const bool wants_skip = own && tensors.wants_skip;
     const int64_t end = patch.first_vector + patch.vectors;
     Vector<T> threshold_sum{}, bias_sum{}, gate_sum{};
-    for (int64_t v = patch.first_vector; v < end; ++v) {
-        const Vector<T> z = load<T>(row_start + v * LANES<T>), dy = grad.read(v);
+    const int64_t all_whole = least(grad.whole, tensors.has_skip ? skip.whole : end, wants_skip ? skip_grad.whole : end);
+    for_each_vector(patch.first_vector, end, all_whole, [&](int64_t v, auto whole) {
+        const Vector<T> z = load<T>(row_start + v * LANES<T>), dy = grad.template read<whole.value>(v);
         const Vector<T> u = shrink<T>(z, factors.bound), activated = activate<T, ACTIVATION>(u);
-        const Vector<T> x = tensors.has_skip ? skip.read(v) : broadcast<T>(1);
+        const Vector<T> x = tensors.has_skip ? skip.template read<whole.value>(v) : broadcast<T>(1);
         const Vector<T> du = dy * x * factors.gate * slope<T, ACTIVATION>(u, activated);
         Vector<T> dz = absolute<T>(z) <= factors.bound ? zero<T>() : du;
         Vector<T> dgate = dy * x * activated;
-        if (const int live = grad.live_in(v); live != LANES<T>) {  // beyond the row's end z may be anything, NaN too
-            dz = keep_first<T>(dz, live);
+        if (const int live = grad.live_in(v); !whole.value && live != LANES<T>) {
+            dz = keep_first<T>(dz, live);  // beyond the row's end z may be anything, NaN too
             dgate = keep_first<T>(dgate, live);
         }
         store<T>(row_start + v * LANES<T>, dz);
-        if (wants_skip) skip_grad.write(v, dy * activated * factors.gate, streaming);
+        if (wants_skip) skip_grad.template write<whole.value>(v, dy * activated * factors.gate, streaming);
         bias_sum += dz;
         threshold_sum += z < 0 ? dz : -dz;
         gate_sum += dgate;
-    }
+    });
     if (patch.first_vector == 0) clear(row_start - plan.left, plan.left);
     if (end == plan.vectors) clear(row_start + end * LANES<T>, plan.left);
     if (!own) return;

@@ -216,13 +216,17 @@ struct Row {
 
     PROSMA_INLINE int live_in(int64_t v) const { return v == last ? live_last : live; }
 
+    // KNOWN_WHOLE: the caller knows that v < whole, see for_each_vector.
+    template <bool KNOWN_WHOLE = false>
     PROSMA_INLINE Vector<T> read(int64_t v) const {
-        return v < whole ? load_vector<S>(start + v * vector_stride) : read_some(start + v * vector_stride, live_in(v));
+        const S* from = start + v * vector_stride;
+        return KNOWN_WHOLE || v < whole ? load_vector<S>(from) : read_some(from, live_in(v));
     }
 
+    template <bool KNOWN_WHOLE = false>
     PROSMA_INLINE void write(int64_t v, Vector<T> values, bool streaming) const {
         S* to = start + v * vector_stride;
-        if (v >= whole)
+        if (!KNOWN_WHOLE && v >= whole)
             write_some(to, values, live_in(v));
         else if (streaming)
             stream_vector<S>(to, values);
@@ -244,6 +248,25 @@ struct Row {
         for (int i = 0; i < count; ++i) to[i * lane_stride] = Narrow<S>::from(lanes[i]);
     }
 };
+
+template <bool VALUE>
+struct Known {
+    static constexpr bool value = VALUE;
+};
+
+// Calls body(v, Known<whole>) for the vectors [first, end): those that are whole in every row concerned are most, and
+// need no questions asked about each.
+template <class Body>
+PROSMA_INLINE void for_each_vector(int64_t first, int64_t end, int64_t whole, const Body& body) {
+    int64_t v = first;
+    for (; v < end && v < whole; ++v) body(v, Known<true>{});
+    for (; v < end; ++v) body(v, Known<false>{});
+}
+
+PROSMA_INLINE int64_t least(int64_t a, int64_t b, int64_t c) {
+    const int64_t ab = a < b ? a : b;
+    return ab < c ? ab : c;
+}
 
 // The rows of one plane of one image's channel group.
 template <class S>
