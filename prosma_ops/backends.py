@@ -46,7 +46,10 @@ class Operator:
     implementations: Mapping[str, Implementation] = field(default_factory=dict)
 
     def run(self, function: str, tensors: Tensors, arguments: Sequence[Any]) -> Any:
-        """Call `function` of the implementation that the current setting chooses for `tensors`."""
+        """Call `function` of the implementation that the current setting chooses for `tensors`.
+
+        One tensor is enough where the operator has checked that all are on one device.
+        """
         return choose(self, tensors).functions[function](*arguments)
 
 
@@ -112,7 +115,8 @@ def choose(operator: Operator, tensors: Tensors) -> Implementation:
 
 
 def automatic_order(tensors: Tensors) -> Sequence[str]:
-    return AUTOMATIC_ORDER.get(leader(tensors).device.type, ("reference",))
+    first = leader(tensors)
+    return AUTOMATIC_ORDER.get("cpu" if first.is_cpu else first.device.type, ("reference",))
 
 
 def leader(tensors: Tensors) -> Tensor:

@@ -310,14 +310,14 @@ def empty_gradients(inputs: Sequence[Tensor | None], needed: Sequence[bool]) -> 
 
 def _forward(*arguments: Any) -> Tensor:
     _check(*arguments)
-    result: Tensor = _GATE.run("forward", arguments[:6], arguments)
+    result: Tensor = _GATE.run("forward", arguments[:1], arguments)
     return result
 
 
 def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     _check(*arguments[:-1])
     checks.twin("grad", grad, "field", arguments[0])
-    result: tuple[Tensor, ...] = _GATE.run("backward", (*arguments[:6], grad), (grad, *arguments))
+    result: tuple[Tensor, ...] = _GATE.run("backward", arguments[:1], (grad, *arguments))
     return result
 
 
@@ -377,14 +377,14 @@ _proximal_gate_backward = torch.ops.prosma_ops.proximal_gate_backward.default
 
 def _shrink(x: Tensor, threshold: Tensor) -> Tensor:
     _check_shrink(x, threshold)
-    result: Tensor = _SHRINK.run("forward", (x, threshold), (x, threshold))
+    result: Tensor = _SHRINK.run("forward", (x,), (x, threshold))
     return result
 
 
 def _shrink_backward(grad: Tensor, x: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     _check_shrink(x, threshold)
     checks.twin("grad", grad, "x", x)
-    result: tuple[Tensor, Tensor] = _SHRINK.run("backward", (x, threshold, grad), (grad, x, threshold))
+    result: tuple[Tensor, Tensor] = _SHRINK.run("backward", (x,), (grad, x, threshold))
     return result
 
 
