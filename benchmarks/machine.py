@@ -110,7 +110,7 @@ def _cpu() -> dict[str, Any]:
     return {
         "device": cpu_name(),
         "slug": slug(cpu_name()),
-        "driver": f"{platform.system()} {platform.release()}",
+        "driver": f"{platform.system()} {platform.release().split('-')[0]}",
         "clocks": {"cpu": f"{float(megahertz):.0f} MHz"} if megahertz else {},
         "native": reason,
         "build": dict(module.build) if module is not None else {},
