@@ -223,8 +223,3 @@ def cuda_can_run(operator: str) -> Callable[[Tensors], Verdict]:
         return Verdict(True, "compiled CUDA C++")
 
     return can_run
-
-
-def missing(*arguments: Any) -> Any:
-    """Stands where a backend has no function; its predicate never lets it be called."""
-    raise RuntimeError("this backend has no implementation of this operator")
