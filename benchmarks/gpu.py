@@ -112,15 +112,15 @@ def _tests(path: Path) -> dict[str, Any]:
 
 
 def works(device: str, *, profiled: bool) -> Iterator[tuple[str, Work]]:
-    """(operator, work) of every operator that has a benchmark: those worth a profile, or all that train."""
+    """(room, work) of every room that has a benchmark: those worth a profile, or all that train."""
     from prosma_ops import backends, ops  # noqa: F401  (ops registers the operators)
 
-    for operator in backends.OPERATORS:
-        if (machine.ROOT / "benchmarks" / f"{operator}.py").exists():
-            module = importlib.import_module(f".{operator}", __package__)
+    for room in dict.fromkeys(operator.room for operator in backends.OPERATORS.values()):
+        if (machine.ROOT / "benchmarks" / f"{room}.py").exists():
+            module = importlib.import_module(f".{room}", __package__)
             for work in of_operator(module, device).values():
                 if work.profiled if profiled else work.training:
-                    yield operator, work
+                    yield room, work
 
 
 def single(operator: str, work: Work, purpose: str, device: str) -> list[str]:

@@ -1,4 +1,4 @@
-// What the operators' native functions are given: raw pointers, sizes and strides. Nothing of torch.
+// What every operator's native functions are given: raw pointers, sizes and strides. Nothing of torch.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,6 @@
 namespace prosma {
 
 enum class DataType { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
-enum class Activation { identity = 0, tanh = 1, relu = 2 };
 
 // Axes of every image tensor. A 2-D image is a volume of depth 1.
 enum Axis { BATCH = 0, CHANNEL = 1, DEPTH = 2, HEIGHT = 3, WIDTH = 4, AXES = 5 };
@@ -15,40 +14,6 @@ enum Axis { BATCH = 0, CHANNEL = 1, DEPTH = 2, HEIGHT = 3, WIDTH = 4, AXES = 5 }
 struct Tensor {
     void* data = nullptr;
     int64_t strides[AXES] = {0, 0, 0, 0, 0};
-};
-
-// Parameters and their gradients are contiguous and of the type that is computed in: double for float64, else float.
-struct GateArguments {
-    DataType type = DataType::float32;
-    int threads = 1;
-    int64_t sizes[AXES] = {0, 0, 0, 0, 0};
-    int kernel_size = 1;   // in height and width
-    int kernel_depth = 1;  // 1 for images, kernel_size for volumes
-    int dilation_count = 0;
-    const int64_t* dilations = nullptr;
-    Activation activation = Activation::identity;
-
-    Tensor field, skip, out;
-    const void* weight = nullptr;     // (dilations, C, kernel_depth, kernel_size, kernel_size)
-    const void* threshold = nullptr;  // (C)
-    const void* channel_gate = nullptr;  // (B, C)
-    const void* bias = nullptr;          // (C)
-
-    // Backward only. A null pointer means: not asked for.
-    Tensor grad, field_grad, skip_grad;
-    void* weight_grad = nullptr;
-    void* threshold_grad = nullptr;
-    void* channel_gate_grad = nullptr;
-    void* bias_grad = nullptr;
-};
-
-struct ShrinkArguments {
-    DataType type = DataType::float32;
-    int threads = 1;
-    int64_t sizes[AXES] = {0, 0, 0, 0, 0};
-    Tensor x, out, grad;
-    const void* threshold = nullptr;
-    void* threshold_grad = nullptr;
 };
 
 }  // namespace prosma

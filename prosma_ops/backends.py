@@ -42,7 +42,10 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Operator:
+    """`room` is the file that it stands in, under the same name in every room of the house."""
+
     name: str
+    room: str
     implementations: Mapping[str, Implementation] = field(default_factory=dict)
 
     def run(self, function: str, tensors: Tensors, arguments: Sequence[Any]) -> Any:
@@ -56,8 +59,8 @@ class Operator:
 OPERATORS: dict[str, Operator] = {}
 
 
-def register(name: str, implementations: Mapping[str, Implementation]) -> Operator:
-    OPERATORS[name] = Operator(name, implementations)
+def register(name: str, room: str, implementations: Mapping[str, Implementation]) -> Operator:
+    OPERATORS[name] = Operator(name, room, implementations)
     return OPERATORS[name]
 
 

@@ -100,7 +100,7 @@ def test_a_write_beside_the_result_fails_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def unproved_operator() -> Iterator[str]:
-    backends.register("not_proved", backends.OPERATORS["soft_threshold"].implementations)
+    backends.register("not_proved", "proximal_gate", backends.OPERATORS["soft_threshold"].implementations)
     yield "not_proved"
     del backends.OPERATORS["not_proved"]
 
@@ -109,7 +109,7 @@ def unproved_operator() -> Iterator[str]:
 def test_an_operator_without_cases_fails_it(unproved_operator: str, self_test: bool) -> None:
     report = check.run(Request(CPU, None, ["reference"], "tiny", self_test))
     assert not report.passed
-    assert f"prosma_ops/testing/{unproved_operator}.py" in check.text(report)
+    assert f"{unproved_operator} has no cases: SUITES of prosma_ops/testing/proximal_gate.py" in check.text(report)
 
 
 def test_an_operator_that_nothing_ran_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include "../arguments.h"
+#include "../proximal_gate.h"
 
 namespace prosma::PROSMA_LEVEL {
 

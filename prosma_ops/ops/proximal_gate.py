@@ -269,6 +269,7 @@ def _triton(function: str) -> Callable[..., Any]:
 
 _GATE = backends.register(
     "proximal_gate",
+    "proximal_gate",
     {
         "reference": Implementation(
             backends.reference_can_run, {"forward": _reference_forward, "backward": _reference_backward}
@@ -282,6 +283,7 @@ _GATE = backends.register(
 )
 _SHRINK = backends.register(
     "soft_threshold",
+    "proximal_gate",
     {
         "reference": Implementation(
             backends.reference_can_run,

@@ -1,6 +1,6 @@
 """What one operator is proved with: cases, each of which builds one problem on a device.
 
-A new operator writes `prosma_ops/testing/<operator>.py` with a `SUITE`. Everything else (the parity runner, the
+A new operator has its cases in `SUITES` of `prosma_ops/testing/<room>.py`. Everything else (the parity runner, the
 self-test, `prosma-ops check`, the tests) finds it by the operator's name.
 """
 
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .. import backends
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SIZES = ("tiny", "full")
@@ -64,12 +66,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def suite(operator: str) -> Suite:
     """The suite of a registered operator; an operator without one is an error, never silence."""
+    room = backends.OPERATORS[operator].room
     try:
-        found = importlib.import_module(f"{__package__}.{operator}").SUITE
-    except (ImportError, AttributeError) as error:
+        found = importlib.import_module(f"{__package__}.{room}").SUITES[operator]
+    except (ImportError, AttributeError, KeyError) as error:
         raise LookupError(
-            f"{operator} has no cases: prosma_ops/testing/{operator}.py must define SUITE ({error})"
+            f"{operator} has no cases: SUITES of prosma_ops/testing/{room}.py must have them ({error!r})"
         ) from None
     if not isinstance(found, Suite) or not found.cases("full"):
-        raise LookupError(f"{operator} has no cases: SUITE of prosma_ops/testing/{operator}.py is empty")
+        raise LookupError(f"{operator} has no cases: those in SUITES of prosma_ops/testing/{room}.py are none")
     return found

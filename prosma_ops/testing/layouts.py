@@ -66,3 +66,11 @@ def _chunk(values: Tensor, arrange: Callable[[Tensor], Tensor]) -> Tensor:
     buffer = arrange(torch.full(shape, math.nan, dtype=values.dtype, device=values.device))
     buffer[:, 2 : 2 + channels] = values
     return buffer[:, 2 : 2 + channels]
+
+
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """On the device with its strides, views of larger buffers included."""
+    if device.type == "cpu":
+        return values
+    whole = torch.empty(0, dtype=values.dtype).set_(values.untyped_storage())
+    return whole.to(device).as_strided(values.shape, values.stride(), values.storage_offset())

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..ops import proximal_gate
 from ..reference import proximal_gate as reference
-from . import numbers
+from . import numbers, soft_threshold
 from .case import DTYPES, Case, Problem, Suite
-from .layouts import LAYOUTS, lay_out
+from .layouts import LAYOUTS, lay_out, moved
 
 OPTIONAL = ("skip", "channel_gate", "bias")
 
@@ -122,7 +122,7 @@ def problem(shape: Shape, layout: str, dtype: torch.dtype, device: torch.device)
     drawn["threshold"] = lay_out(_threshold(shape, drawn, random).to(dtype), _of_threshold(layout, shape), "threshold")
     if shape.parameters is not None:
         drawn = {name: v if name in big else v.to(shape.parameters) for name, v in drawn.items()}
-    placed = {name: _moved(values, device) for name, values in drawn.items()}
+    placed = {name: moved(values, device) for name, values in drawn.items()}
     grad = placed.pop("grad")
     names = ("field", "weight", "threshold", *OPTIONAL)
     return Problem(
@@ -162,14 +162,6 @@ def _threshold(shape: Shape, drawn: dict[str, Tensor], random: torch.Generator) 
 
 def _of_threshold(layout: str, shape: Shape) -> str:
     return "contiguous" if layout == "expanded" and shape.negative else layout
-
-
-def _moved(values: Tensor, device: torch.device) -> Tensor:
-    """On the device with its strides, views of larger buffers included."""
-    if device.type == "cpu":
-        return values
-    whole = torch.empty(0, dtype=values.dtype).set_(values.untyped_storage())
-    return whole.to(device).as_strided(values.shape, values.stride(), values.storage_offset())
 
 
 def definition(
@@ -227,7 +219,7 @@ def example(
     return problem(shape, layout, dtype, torch.device("cpu"))
 
 
-SUITE = Suite(
+GATE = Suite(
     cases,
     results={
         "forward": ("result",),
@@ -236,3 +228,4 @@ SUITE = Suite(
         ),
     },
 )
+SUITES = {"proximal_gate": GATE, "soft_threshold": soft_threshold.SUITE}

@@ -11,8 +11,7 @@ from ..ops import soft_threshold
 from ..reference import proximal_gate as reference
 from . import numbers
 from .case import DTYPES, Case, Problem, Suite
-from .layouts import LAYOUTS, lay_out
-from .proximal_gate import _moved
+from .layouts import LAYOUTS, lay_out, moved
 
 # name -> (B, C, *spatial)
 SHAPES = {
@@ -57,15 +56,15 @@ def problem(name: str, size: tuple[int, ...], layout: str, dtype: torch.dtype, d
         threshold[1::3] = 0
     return Problem(
         inputs={
-            "x": _moved(lay_out(x, layout, "x"), device),
-            "threshold": _moved(lay_out(threshold, layout, "threshold"), device),
+            "x": moved(lay_out(x, layout, "x"), device),
+            "threshold": moved(lay_out(threshold, layout, "threshold"), device),
         },
         settings={},
         function=soft_threshold,
         definition=definition,
         eager=eager,
         leader="x",
-        grads=(_moved(lay_out(grad, layout, "grad"), device),),
+        grads=(moved(lay_out(grad, layout, "grad"), device),),
     )
 
 
