@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["explain", "nn", "proximal_gate", "reference", "soft_threshold", "testing", "use_backend"]
+__all__ = ["check_errors", "explain", "nn", "proximal_gate", "reference", "soft_threshold", "testing", "use_backend"]
 
 if TYPE_CHECKING:
     from . import nn, reference, testing
     from .backends import explain, use_backend
+    from .errors import check_errors
     from .ops.proximal_gate import proximal_gate, soft_threshold
 
 _HOME = {
+    "check_errors": ".errors",
     "explain": ".backends",
     "use_backend": ".backends",
     "proximal_gate": ".ops",
