@@ -32,6 +32,11 @@ class Verdict(NamedTuple):
 Tensors = Sequence[Tensor | None]
 
 
+# A function of this prefix takes the operator's arguments unchecked, and returns None where a call is not ordinary:
+# then the checked way is gone. It exists where a call with nothing to compute has to be cheap.
+ORDINARY = "ordinary "
+
+
 @dataclass(frozen=True)
 class Implementation:
     """The functions of one backend for one operator: "forward", "backward", by the operator's own names."""
@@ -54,6 +59,12 @@ class Operator:
         One tensor is enough where the operator has checked that all are on one device.
         """
         return choose(self, tensors).functions[function](*arguments)
+
+    def run_ordinary(self, function: str, arguments: Sequence[Any]) -> Any:
+        """What the native library makes of a call whose arguments nobody has checked; None if it wants them checked."""
+        if _override is not None:
+            return None
+        return self.implementations["cpu"].functions[ORDINARY + function](*arguments)
 
 
 OPERATORS: dict[str, Operator] = {}

@@ -52,6 +52,12 @@ def warn_once() -> None:
         )
 
 
+@functools.cache
+def recognised() -> Any:
+    """What the native library recognises torch's tensors by."""
+    return required().Torch(torch)
+
+
 def required() -> Any:
     """The loaded module. Only implementations whose predicate has passed call this."""
     return load().module

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "ordinary.h"
 
 namespace prosma::bindings {
 namespace {
@@ -73,6 +74,107 @@ void gate_backward(int type, int threads, const py::tuple& shape, int kernel_siz
     check_memory(selected->proximal_gate_backward(gate.a));
 }
 
+// The forward pass of an ordinary call: the result, or None for a call that Python has to look at.
+class OrdinaryGate {
+public:
+    OrdinaryGate(const Torch& torch, bool recording) : torch_(torch), recording_(recording) {}
+
+    py::object run(int threads, py::handle field_object, py::handle weight_object, py::handle threshold, py::handle skip,
+                   py::handle channel_gate, py::handle bias, const py::tuple& dilations, const std::string& activation) {
+        const OrdinaryTensor field = read(field_object), weight = read(weight_object);
+        a_.type = field.type();
+        a_.threads = thread_count(threads);
+        field.spread_sizes(a_.sizes);
+        take_kernels(field, weight);
+        take_dilations(dilations, weight.size(0));
+        ordinary_if(parse(activation));
+        const int64_t batch = a_.sizes[BATCH], channels = a_.sizes[CHANNEL];
+        a_.threshold = parameter(threshold, 1, channels);
+        if (!bias.is_none()) a_.bias = parameter(bias, 1, channels);
+        if (!channel_gate.is_none()) a_.channel_gate = parameter(channel_gate, 2, batch, channels);
+        if (!skip.is_none()) {
+            const OrdinaryTensor other = read(skip);
+            ordinary_if(other.type() == field.type() && other.same_sizes(field));
+            a_.skip = other.placed();
+        }
+        a_.field = field.placed();
+        const py::object out = torch_.module.attr(torch_.empty_like)(field_object);
+        a_.out = OrdinaryTensor(torch_, out, false).placed();
+        {
+            py::gil_scoped_release release;
+            check_memory(selected->proximal_gate_forward(a_));
+        }
+        return out;
+    }
+
+private:
+    static constexpr int MOST_DILATIONS = 16;
+    static constexpr int64_t LARGEST_DILATION = 1 << 20;  // as in prosma_ops/ops/proximal_gate.py
+
+    const Torch& torch_;
+    bool recording_;
+    GateArguments a_;
+    int64_t dilations_[MOST_DILATIONS];
+
+    OrdinaryTensor read(py::handle object) const { return OrdinaryTensor(torch_, object, recording_); }
+
+    void take_kernels(const OrdinaryTensor& field, const OrdinaryTensor& weight) {
+        const int rank = field.rank(), last = rank - 1;
+        ordinary_if((rank == 4 || rank == 5) && weight.rank() == rank && weight.size(1) == field.size(1));
+        ordinary_if(weight.size(last) % 2 == 1 && weight.size(2) == weight.size(last));
+        ordinary_if(weight.size(last - 1) == weight.size(last));
+        ordinary_if(is_parameter(weight));
+        a_.kernel_size = int(weight.size(last));
+        a_.kernel_depth = rank == 5 ? a_.kernel_size : 1;
+        a_.weight = weight.address();
+    }
+
+    void take_dilations(const py::tuple& dilations, int64_t kernels) {
+        ordinary_if(kernels <= MOST_DILATIONS && int64_t(dilations.size()) == kernels);
+        for (int64_t i = 0; i < kernels; ++i) {
+            PyObject* dilation = PyTuple_GET_ITEM(dilations.ptr(), i);
+            ordinary_if(PyLong_CheckExact(dilation));
+            int overflow = 0;
+            dilations_[i] = PyLong_AsLongLongAndOverflow(dilation, &overflow);
+            ordinary_if(!overflow && dilations_[i] >= 1 && dilations_[i] <= LARGEST_DILATION);
+        }
+        a_.dilation_count = int(kernels);
+        a_.dilations = dilations_;
+    }
+
+    bool parse(const std::string& name) {
+        a_.activation = name == "tanh" ? Activation::tanh : name == "relu" ? Activation::relu : Activation::identity;
+        return a_.activation != Activation::identity || name == "identity";
+    }
+
+    // Contiguous and of the type that is computed in, so that it is used where it lies.
+    bool is_parameter(const OrdinaryTensor& tensor) const {
+        const DataType computed = a_.type == DataType::float64 ? DataType::float64 : DataType::float32;
+        return tensor.type() == computed && tensor.contiguous();
+    }
+
+    const void* parameter(py::handle object, int rank, int64_t first, int64_t second = 1) const {
+        const OrdinaryTensor tensor = read(object);
+        ordinary_if(tensor.rank() == rank && tensor.size(0) == first && (rank == 1 || tensor.size(1) == second));
+        ordinary_if(is_parameter(tensor));
+        return tensor.address();
+    }
+};
+
+py::object gate_ordinary(const Torch& torch, int threads, bool recording, py::handle field, py::handle weight,
+                         py::handle threshold, py::handle skip, py::handle channel_gate, py::handle bias,
+                         py::handle dilations, py::handle activation) {
+    if (!environment_allows_native() || !PyTuple_CheckExact(dilations.ptr()) || !PyUnicode_CheckExact(activation.ptr()))
+        return py::none();
+    try {
+        return OrdinaryGate(torch, recording)
+            .run(threads, field, weight, threshold, skip, channel_gate, bias,
+                 py::reinterpret_borrow<py::tuple>(dilations), activation.cast<std::string>());
+    } catch (const NotOrdinary&) {
+        return py::none();
+    }
+}
+
 ShrinkArguments shrink(int type, int threads, const py::tuple& shape) {
     ShrinkArguments a;
     a.type = data_type(type);
@@ -107,6 +209,8 @@ void shrink_backward(int type, int threads, const py::tuple& shape, uintptr_t gr
 }  // namespace
 
 void proximal_gate(py::module_& module) {
+    py::class_<Torch>(module, "Torch").def(py::init<const py::module_&>());
+    module.def("proximal_gate_ordinary", &gate_ordinary);
     module.def("proximal_gate_forward", &gate_forward);
     module.def("proximal_gate_backward", &gate_backward);
     module.def("soft_threshold_forward", &shrink_forward);

@@ -16,7 +16,7 @@ from ..backends import Implementation
 from ..reference import proximal_gate as reference
 from ..reference.precision import compute_dtype
 from . import checks
-from .library import define, derivative_of, passes_through
+from .library import define, derivative_of, passes_through, unwatched
 
 ACTIVATIONS = reference.ACTIVATIONS
 # 2^20 is far beyond any image, and keeps dilation * kernel_size inside 32 bits in every kernel.
@@ -56,6 +56,11 @@ def proximal_gate(
     Raises:
         TypeError, ValueError: an argument is not as described; the message names it and says what would do.
     """
+    if unwatched():
+        arguments = (field, weight, threshold, skip, channel_gate, bias, dilations, activation)
+        result: Tensor | None = _GATE.run_ordinary("forward", arguments)
+        if result is not None:
+            return result
     field = checks.plain("field", field)
     weight = checks.plain("weight", weight)
     threshold = checks.plain("threshold", threshold)
@@ -71,8 +76,8 @@ def proximal_gate(
         return reference.proximal_gate(*tensors, dilations, activation)
     if passes_through(tensors):
         return _forward(*tensors, dilations, activation)
-    result: Tensor = _proximal_gate(*tensors, checks.integers("dilations", dilations), activation)
-    return result
+    found: Tensor = _proximal_gate(*tensors, checks.integers("dilations", dilations), activation)
+    return found
 
 
 def soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
@@ -205,6 +210,16 @@ def _cpu_forward(
     return out
 
 
+def _cpu_ordinary_forward(*arguments: Any) -> Tensor | None:
+    module = native.load().module
+    if module is None:
+        return None
+    result: Tensor | None = module.proximal_gate_ordinary(
+        native.recognised(), torch.get_num_threads(), torch.is_grad_enabled(), *arguments
+    )
+    return result
+
+
 def _cpu_backward(
     grad: Tensor,
     field: Tensor,
@@ -274,7 +289,14 @@ _GATE = backends.register(
         "reference": Implementation(
             backends.reference_can_run, {"forward": _reference_forward, "backward": _reference_backward}
         ),
-        "cpu": Implementation(backends.cpu_can_run, {"forward": _cpu_forward, "backward": _cpu_backward}),
+        "cpu": Implementation(
+            backends.cpu_can_run,
+            {
+                "forward": _cpu_forward,
+                backends.ORDINARY + "forward": _cpu_ordinary_forward,
+                "backward": _cpu_backward,
+            },
+        ),
         "triton": Implementation(
             backends.triton_can_run, {"forward": _triton("forward"), "backward": _triton("backward")}
         ),

@@ -65,24 +65,29 @@ def faults(allowed: float) -> dict[str, Damage]:
 
 @contextmanager
 def planted(operator: str, backend: str, function: str, index: int, damage: Damage) -> Iterator[None]:
-    """Damage the result at `index` of one function of one backend while the block runs."""
+    """Damage the result at `index` of one function of one backend while the block runs, ordinary calls included."""
     table = cast(
         MutableMapping[str, Callable[..., Any]], backends.OPERATORS[operator].implementations[backend].functions
     )
-    original = table[function]
+    originals = {name: table[name] for name in (function, backends.ORDINARY + function) if name in table}
 
-    def run(*arguments: Any) -> Any:
-        returned = original(*arguments)
-        results = [returned] if isinstance(returned, Tensor) else list(returned)
-        results[index] = results[index].clone()
-        damage(results[index])
-        return results[0] if isinstance(returned, Tensor) else tuple(results)
+    def damaging(original: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            returned = original(*arguments)
+            if returned is None:  # not an ordinary call
+                return None
+            results = [returned] if isinstance(returned, Tensor) else list(returned)
+            results[index] = results[index].clone()
+            damage(results[index])
+            return results[0] if isinstance(returned, Tensor) else tuple(results)
 
-    table[function] = run
+        return run
+
+    table.update({name: damaging(original) for name, original in originals.items()})
     try:
         yield
     finally:
-        table[function] = original
+        table.update(originals)
 
 
 def run(
@@ -132,7 +137,8 @@ def _plants(
         return Plant(*labels, tensor, fault, reported, reason)
 
     functions = backends.OPERATORS[case.operator].implementations[implementation.backend].functions
-    for unknown in functions.keys() - found.results.keys():
+    named = {name.removeprefix(backends.ORDINARY) for name in functions}
+    for unknown in named - found.results.keys():
         yield plant("", "", False, f"function {unknown!r} has no entry in the suite's results")
     clean = [record for record in judge(case, problem, expected, implementation) if not record.ok]
     if clean:
