@@ -11,18 +11,34 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["check_errors", "explain", "nn", "proximal_gate", "reference", "soft_threshold", "testing", "use_backend"]
+__all__ = [
+    "LogitStatistics",
+    "check_errors",
+    "explain",
+    "map_names",
+    "mixed_logit_statistics",
+    "nn",
+    "proximal_gate",
+    "reference",
+    "soft_threshold",
+    "testing",
+    "use_backend",
+]
 
 if TYPE_CHECKING:
     from . import nn, reference, testing
     from .backends import explain, use_backend
     from .errors import check_errors
+    from .ops.logit_mixing import LogitStatistics, map_names, mixed_logit_statistics
     from .ops.proximal_gate import proximal_gate, soft_threshold
 
 _HOME = {
     "check_errors": ".errors",
     "explain": ".backends",
     "use_backend": ".backends",
+    "LogitStatistics": ".ops",
+    "map_names": ".ops",
+    "mixed_logit_statistics": ".ops",
     "proximal_gate": ".ops",
     "soft_threshold": ".ops",
 }

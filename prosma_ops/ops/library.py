@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from .. import backends
+
 LIBRARY = torch.library.Library("prosma_ops", "DEF")
 
 
@@ -59,6 +61,21 @@ def passes_through(tensors: Sequence[Tensor | None]) -> bool:
         if tensor.is_neg() or tensor._is_zerotensor() or (recording and tensor.requires_grad):
             return False
     return True
+
+
+def laid_out_as(like: Tensor, values: Tensor) -> Tensor:
+    """`values` in the memory format that `empty_like` gives, which is what the shape rule promises."""
+    out = torch.empty_like(like)
+    return values if values.stride() == out.stride() else out.copy_(values)
+
+
+def empty_gradients(inputs: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor]:
+    """What the backward fills: like the input, or of no size where not asked for; schemas have no `Tensor?` results."""
+    leader = backends.leader(inputs)
+    return [
+        torch.empty_like(tensor) if wanted and tensor is not None else leader.new_empty(0)
+        for tensor, wanted in zip(inputs, needed, strict=True)
+    ]
 
 
 def derivative_of(

@@ -16,7 +16,7 @@ from ..backends import Implementation
 from ..reference import proximal_gate as reference
 from ..reference.precision import compute_dtype
 from . import checks
-from .library import define, derivative_of, passes_through, unwatched
+from .library import define, derivative_of, empty_gradients, laid_out_as, passes_through, unwatched
 
 ACTIVATIONS = reference.ACTIVATIONS
 # 2^20 is far beyond any image, and keeps dilation * kernel_size inside 32 bits in every kernel.
@@ -154,14 +154,8 @@ def _check_shrink(x: Tensor, threshold: Tensor) -> None:
 # Backend "reference".
 
 
-def _laid_out_as(like: Tensor, values: Tensor) -> Tensor:
-    """`values` in the memory format that `empty_like` gives, which is what the shape rule promises."""
-    out = torch.empty_like(like)
-    return values if values.stride() == out.stride() else out.copy_(values)
-
-
 def _reference_forward(field: Tensor, *arguments: Any) -> Tensor:
-    return _laid_out_as(field, reference.proximal_gate(field, *arguments))
+    return laid_out_as(field, reference.proximal_gate(field, *arguments))
 
 
 def _reference_backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -169,18 +163,18 @@ def _reference_backward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = arguments_of_forward[1:7]
     found = reference.proximal_gate_backward(*arguments_of_forward)
     return tuple(
-        gradient if values is None or not wanted else _laid_out_as(gradient, values)
+        gradient if values is None or not wanted else laid_out_as(gradient, values)
         for gradient, values, wanted in zip(empty_gradients(inputs, needed), found, needed, strict=True)
     )
 
 
 def _reference_soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
-    return _laid_out_as(x, reference.soft_threshold(x, threshold))
+    return laid_out_as(x, reference.soft_threshold(x, threshold))
 
 
 def _reference_soft_threshold_backward(grad: Tensor, x: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     dx, dthreshold = reference.soft_threshold_backward(grad, x, threshold)
-    return _laid_out_as(x, dx), dthreshold
+    return laid_out_as(x, dx), dthreshold
 
 
 # Backend "cpu": the native library sees pointers and strides. Parameters are small, so it takes them contiguous
@@ -321,15 +315,6 @@ _SHRINK = backends.register(
         "cuda": Implementation(backends.cuda_can_run("soft_threshold"), {}),
     },
 )
-
-
-def empty_gradients(inputs: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor]:
-    """What the backward fills: like the input, or of no size where not asked for; schemas have no `Tensor?` results."""
-    leader = backends.leader(inputs)
-    return [
-        torch.empty_like(tensor) if wanted and tensor is not None else leader.new_empty(0)
-        for tensor, wanted in zip(inputs, needed, strict=True)
-    ]
 
 
 def _forward(*arguments: Any) -> Tensor:
