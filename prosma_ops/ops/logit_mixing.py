@@ -123,12 +123,12 @@ def mixed_logit_statistics(
     arguments = (levels, target, *parameters, operators, *choices)
     if torch.compiler.is_exporting():
         _check(*arguments)
-        return _named(reference.mixed_logit_statistics(*arguments))
+        return named(reference.mixed_logit_statistics(*arguments))
     run = _forward if passes_through((*levels, target, *parameters)) else _mixed_logit_statistics
-    return _named(run(*arguments))
+    return named(run(*arguments))
 
 
-def _named(results: Sequence[Tensor]) -> LogitStatistics:
+def named(results: Sequence[Tensor]) -> LogitStatistics:
     cross_entropy, intersection, probability, square, log_probability, target, pixels, invalid = results
     asked_for = log_probability if log_probability.dim() > 1 else None
     return LogitStatistics(cross_entropy, intersection, probability, square, target, pixels, asked_for, invalid)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import backends
 from .case import DTYPES, Case, Problem, Suite, dtype_name, suite
-from .parity import Expectation, Implementation, expectation, implementations, judge, operators
+from .parity import Expectation, Implementation, expectation, expected_dtype, implementations, judge, operators
 
 Damage = Callable[[Tensor], None]
 
@@ -39,10 +39,11 @@ class Plant:
 
 
 def one_element_off(allowed: float) -> Damage:
-    """2.5 tolerances: what is left after the result's own error, at most 1, is still beyond the tolerance."""
+    """2.5 tolerances: what is left after the result's own error, at most 1, is still beyond the tolerance. A count is
+    off by one."""
 
     def damage(result: Tensor) -> None:
-        result[(-1,) * result.dim()] += 2.5 * allowed
+        result[(-1,) * result.dim()] += 2.5 * allowed if result.dtype.is_floating_point else 1
 
     return damage
 
@@ -52,7 +53,8 @@ def wrong_sign(result: Tensor) -> None:
 
 
 def not_written(result: Tensor) -> None:
-    result[(0,) * result.dim()] = math.nan
+    unwritten = math.nan if result.dtype.is_floating_point else torch.iinfo(result.dtype).min
+    result[(0,) * result.dim()] = unwritten
 
 
 def faults(allowed: float) -> dict[str, Damage]:
@@ -146,13 +148,9 @@ def _plants(
         return
     for function, names in found.results.items():
         for index, name in enumerate(names):
-            for fault, damage in faults(expected.bound(name, _dtype(problem, name))).items():
+            dtype = expected_dtype(problem, name) or problem.dtype
+            for fault, damage in faults(expected.bound(name, dtype)).items():
                 with planted(case.operator, implementation.backend, function, index, damage):
                     records = judge(case, problem, expected, implementation)
                 report = next((r for r in records if r.tensor == name and not r.ok), None)
                 yield plant(name, fault, report is not None, report.reason if report else "not reported")
-
-
-def _dtype(problem: Problem, name: str) -> torch.dtype:
-    tensor = problem.inputs.get(name.removeprefix("gradient of "))
-    return problem.dtype if tensor is None else tensor.dtype

@@ -1,12 +1,13 @@
 """The same numbers in the layouts that users bring: what a tensor's strides may look like.
 
-Around a view the buffer is filled with NaN, so an implementation that reads beside it gives itself away.
+Around a view the buffer is filled with NaN, or with an integer that is no label, so an implementation that reads beside
+it gives itself away.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +15,11 @@ from torch import Tensor
 LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced", "chunk", "channels_last_chunk", "expanded", "mixed")
 
 # What the three big tensors of a "mixed" case have, in turn: no two alike.
-_MIXED = {"field": "contiguous", "x": "contiguous", "skip": "channels_last", "grad": "sliced"}
+_MIXED = {
+    **dict.fromkeys(("field", "x", "level0"), "contiguous"),
+    **dict.fromkeys(("skip", "level1"), "channels_last"),
+    "grad": "sliced",
+}
 
 
 def lay_out(values: Tensor, layout: str, role: str = "field") -> Tensor:
@@ -53,17 +58,24 @@ def channels_last(values: Tensor) -> Tensor:
 def _slice(values: Tensor) -> Tensor:
     """Every second element of the last dimension, two rows cut off each side of the others, inside a larger buffer."""
     shape = [size + 3 for size in values.shape[:-1]] + [2 * values.shape[-1] + 3]
-    buffer = torch.full(shape, math.nan, dtype=values.dtype, device=values.device)
+    buffer = _filled(shape, values)
     inside = (*(slice(1, 1 + size) for size in values.shape[:-1]), slice(3, None, 2))
     buffer[inside] = values
     return buffer[inside]
+
+
+def _filled(shape: Sequence[int], like: Tensor) -> Tensor:
+    wrong = (
+        math.nan if like.dtype.is_floating_point else True if like.dtype is torch.bool else torch.iinfo(like.dtype).max
+    )
+    return torch.full(shape, wrong, dtype=like.dtype, device=like.device)
 
 
 def _chunk(values: Tensor, arrange: Callable[[Tensor], Tensor]) -> Tensor:
     """What `torch.chunk` over channels gives: some channels of a larger tensor."""
     channels = values.shape[1]
     shape = (values.shape[0], channels + 5, *values.shape[2:])
-    buffer = arrange(torch.full(shape, math.nan, dtype=values.dtype, device=values.device))
+    buffer = arrange(_filled(shape, values))
     buffer[:, 2 : 2 + channels] = values
     return buffer[:, 2 : 2 + channels]
 
