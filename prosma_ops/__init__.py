@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LogitStatistics",
+    "Potentials",
+    "apply_plan",
     "check_errors",
     "explain",
     "map_names",
@@ -20,8 +22,11 @@ __all__ = [
     "nn",
     "proximal_gate",
     "reference",
+    "sinkhorn",
     "soft_threshold",
     "testing",
+    "transport_align",
+    "transport_plan",
     "use_backend",
 ]
 
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from .errors import check_errors
     from .ops.logit_mixing import LogitStatistics, map_names, mixed_logit_statistics
     from .ops.proximal_gate import proximal_gate, soft_threshold
+    from .ops.transport import Potentials, apply_plan, sinkhorn, transport_align, transport_plan
 
 _HOME = {
     "check_errors": ".errors",
@@ -41,6 +47,11 @@ _HOME = {
     "mixed_logit_statistics": ".ops",
     "proximal_gate": ".ops",
     "soft_threshold": ".ops",
+    "Potentials": ".ops",
+    "apply_plan": ".ops",
+    "sinkhorn": ".ops",
+    "transport_align": ".ops",
+    "transport_plan": ".ops",
 }
 _ROOMS = ("nn", "reference", "testing")
 

@@ -118,3 +118,10 @@ def positive_integers(name: str, values: Sequence[int], count: int, largest: int
             raise ValueError(f"{name} is {tuple(values)}; each must be at least 1 and at most {largest}")
     if len(values) != count:
         raise ValueError(f"{name} has {len(values)} entries, {tuple(values)}; it must have {count}: {meaning}")
+
+
+def number(name: str, value: Any) -> float:
+    """`value` as a float; a tensor would make the host wait for it."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it must be a number")
+    return float(value)

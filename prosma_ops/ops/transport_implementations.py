@@ -1,0 +1,98 @@
+"""The backends of the operators of transport: plan, align and apply, forward and backward, all with the same arguments.
+
+"sinkhorn" and "transport_plan" share their functions; the forward of the first makes no plan.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .. import backends, native
+from ..backends import Implementation, Tensors, Verdict
+from ..reference import transport as reference
+
+Function = Callable[..., Any]
+
+
+def _reference(function: str) -> Function:
+    found: Function = getattr(reference, function)
+    return found
+
+
+# Backend "cpu": the native library sees pointers and strides.
+
+NATIVE = {
+    "plan_forward": "transport_plan_forward",
+    "plan_backward": "transport_plan_backward",
+    "align_forward": "transport_align_forward",
+    "align_backward": "transport_align_backward",
+    "apply_forward": "apply_plan_forward",
+    "apply_backward": "apply_plan_backward",
+}
+
+
+def _cpu(function: str) -> Function:
+    def run(*arguments: Any) -> Any:
+        raise NotImplementedError(function)
+
+    return run
+
+
+def _cpu_can_run(function: str) -> Callable[[Tensors], Verdict]:
+    def can_run(tensors: Tensors) -> Verdict:
+        verdict = backends.cpu_can_run(tensors)
+        if verdict.can_run and not hasattr(native.required(), NATIVE[function]):
+            return Verdict(False, f"the native library is of another version: it has no {NATIVE[function]}")
+        return verdict
+
+    return can_run
+
+
+# Backend "triton": imported when it is first chosen.
+
+
+def _triton(function: str) -> Function:
+    def run(*arguments: Any) -> Any:
+        kernels = importlib.import_module("..triton_kernels.transport", __package__)
+        return getattr(kernels, function)(*arguments)
+
+    return run
+
+
+# The choice.
+
+
+def _as_it_is(forward: Function) -> Function:
+    return forward
+
+
+def _without_plan(plan_forward: Function) -> Function:
+    def run(*arguments: Any) -> tuple[Tensor, ...]:
+        return tuple(plan_forward(*arguments)[1:])
+
+    return run
+
+
+def _register(name: str, function: str, change: Callable[[Function], Function] = _as_it_is) -> backends.Operator:
+    """`function` is "plan", "align" or "apply"; `change` makes the operator's forward from that of the function."""
+
+    def functions(source: Callable[[str], Function]) -> Mapping[str, Function]:
+        return {"forward": change(source(f"{function}_forward")), "backward": source(f"{function}_backward")}
+
+    implementations = {
+        "reference": Implementation(backends.reference_can_run, functions(_reference)),
+        "cpu": Implementation(_cpu_can_run(f"{function}_forward"), functions(_cpu)),
+        "triton": Implementation(backends.triton_can_run, functions(_triton)),
+        "cuda": Implementation(backends.cuda_can_run(name), {}),
+    }
+    return backends.register(name, "transport", implementations)
+
+
+SINKHORN = _register("sinkhorn", "plan", _without_plan)
+PLAN = _register("transport_plan", "plan")
+ALIGN = _register("transport_align", "align")
+APPLY = _register("apply_plan", "apply")
