@@ -57,6 +57,7 @@ PYBIND11_MODULE(_native, module) {
     module.attr("runnable_levels") = level_names(true);
     module.attr("build") = build_record();
     prosma::bindings::proximal_gate(module);
+    prosma::bindings::logit_mixing(module);
 
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     module.def("fma_rate", [](int threads, double seconds, bool double_precision) {

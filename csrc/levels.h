@@ -29,13 +29,16 @@ struct Level {
     double (*fma_rate)(int threads, double seconds, bool double_precision);
     double (*exp_rate)(int threads, double seconds);
     double (*copy_rate)(int threads, size_t bytes, double seconds);
+    bool (*mixed_logit_statistics_forward)(const MixingArguments&);
+    bool (*mixed_logit_statistics_backward)(const MixingArguments&);
 };
 
 #define PROSMA_LEVEL_ENTRY(level, processor_has_it)                                                              \
     {                                                                                                            \
         #level, processor_has_it, level::proximal_gate_forward, level::proximal_gate_backward,                    \
             level::soft_threshold_forward, level::soft_threshold_backward, level::fma_rate, level::exp_rate,      \
-            level::copy_rate                                                                                     \
+            level::copy_rate,                                                                                    \
+            level::mixed_logit_statistics_forward, level::mixed_logit_statistics_backward                         \
     }
 
 // Slowest first.

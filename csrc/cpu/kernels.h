@@ -5,6 +5,7 @@
 
 #include <cstddef>
 
+#include "../logit_mixing.h"
 #include "../proximal_gate.h"
 
 namespace prosma::PROSMA_LEVEL {
@@ -14,5 +15,7 @@ bool proximal_gate_forward(const GateArguments& arguments);
 bool proximal_gate_backward(const GateArguments& arguments);
 bool soft_threshold_forward(const ShrinkArguments& arguments);
 bool soft_threshold_backward(const ShrinkArguments& arguments);
+bool mixed_logit_statistics_forward(const MixingArguments& arguments);
+bool mixed_logit_statistics_backward(const MixingArguments& arguments);
 
 }  // namespace prosma::PROSMA_LEVEL

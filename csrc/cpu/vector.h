@@ -108,6 +108,36 @@ PROSMA_INLINE Vector<T> window(Vector<T> low, Vector<T>, Mask<T>) {
 }
 #endif
 
+// Every second lane of the result from `first`, the others from `second`: of their lower or of their upper halves.
+template <class T, bool UPPER>
+PROSMA_INLINE Vector<T> interleave(Vector<T> first, Vector<T> second) {
+    Mask<T> from{};
+    for (int i = 0; i < LANES<T>; ++i) from[i] = i / 2 + (UPPER ? LANES<T> / 2 : 0) + i % 2 * LANES<T>;
+#if defined(PROSMA_AVX512)
+    return window(first, second, from);
+#elif defined(__clang__)
+    Vector<T> result{};
+    for (int i = 0; i < LANES<T>; ++i) result[i] = i % 2 ? second[from[i] - LANES<T>] : first[from[i]];
+    return result;
+#else
+    return __builtin_shuffle(first, second, from);
+#endif
+}
+
+// A square of LANES vectors, transposed in place: log2(LANES) rounds of interleaving its halves.
+template <class T>
+PROSMA_INLINE void transpose(Vector<T>* square) {
+    constexpr int HALF = LANES<T> / 2;
+    for (int round = 1; round < LANES<T>; round *= 2) {
+        Vector<T> from[LANES<T>];
+        memcpy(from, square, sizeof(from));
+        for (int i = 0; i < HALF; ++i) {
+            square[2 * i] = interleave<T, false>(from[i], from[i + HALF]);
+            square[2 * i + 1] = interleave<T, true>(from[i], from[i + HALF]);
+        }
+    }
+}
+
 template <class T>
 PROSMA_INLINE Vector<T> absolute(Vector<T> values) {
     return values < 0 ? -values : values;
