@@ -1,5 +1,8 @@
-"""Modules with parameters, built on the operators."""
+"""Modules with parameters, and losses, built on the operators."""
 
+from .deep_supervision import DeepSupervisionLoss
+from .dice import DiceCELoss, DiceLoss
+from .logit_mixing import MixedLogitLoss, MutationLoss
 from .proximal_gate import ProximalGate
 
-__all__ = ["ProximalGate"]
+__all__ = ["DeepSupervisionLoss", "DiceCELoss", "DiceLoss", "MixedLogitLoss", "MutationLoss", "ProximalGate"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -60,3 +61,18 @@ def laid_out_like(values: Tensor, like: Tensor) -> Tensor:
     channels_last = torch.channels_last if like.dim() == 4 else torch.channels_last_3d
     keep = not like.is_contiguous() and like.is_contiguous(memory_format=channels_last)
     return values.contiguous(memory_format=channels_last if keep else torch.contiguous_format)
+
+
+def number(name: str, value: Any, *, largest: float = math.inf) -> float:
+    """A finite number from 0 to `largest`."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it must be a number")
+    if not 0 <= value <= largest or math.isinf(value):
+        limit = f" and at most {largest}" if largest < math.inf else ", and finite"
+        raise ValueError(f"{name} is {value!r}; it must be at least 0{limit}")
+    return float(value)
+
+
+def one_or_more(maps: Any) -> list[Tensor]:
+    """A list of tensors, of a sequence of them or of one."""
+    return [maps] if isinstance(maps, Tensor) else list(maps)
