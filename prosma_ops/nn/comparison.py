@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import checks
-from ..ops.logit_mixing import LARGEST_CLASSES, LogitStatistics, mixed_logit_statistics
+from ..ops.logit_mixing import MOST_CLASSES, LogitStatistics, mixed_logit_statistics
 from ..reference.precision import compute_dtype
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -56,7 +56,7 @@ class Comparison:
 
     def fused(self, activation: str | None) -> bool:
         """Whether the operator forms the sums under this activation."""
-        if activation is None or self.soft or len(self.size) == 1 or self.classes > LARGEST_CLASSES:
+        if activation is None or self.soft or len(self.size) == 1 or self.classes > MOST_CLASSES:
             return False
         return activation == "sigmoid" or (self.classes > 1 and self.indices)
 

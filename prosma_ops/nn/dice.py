@@ -110,7 +110,7 @@ class DiceLoss(nn.Module):
 
     def per_map(self, maps: Sequence[Tensor], target: Tensor, align_corners: bool = False) -> Tensor:
         """The loss of each map (B, C, *any size), up-sampled to the target's size: in one pass where fused."""
-        return self.reduce(self.scores(self.compare(maps, target, align_corners)))
+        return self.of(self.compare(maps, target, align_corners))
 
     def compare(
         self, maps: Sequence[Tensor], target: Tensor, align_corners: bool = False, log_probability: bool = False
@@ -129,7 +129,19 @@ class DiceLoss(nn.Module):
             self._warn_of_one_channel()
         return comparison
 
-    def scores(self, comparison: Comparison) -> Tensor:
+    def of(self, comparison: Comparison) -> Tensor:
+        """The loss of each map of a comparison."""
+        scores = self._scores(comparison)
+        if self.reduction == "none":
+            by_map = scores if self.batch else scores.transpose(0, 1)
+            return by_map.reshape(*by_map.shape, *(1,) * len(comparison.size))
+        axes = (-1,) if self.batch else (0, -1)
+        total, count = scores.sum(axes), torch.ones_like(scores).sum(axes)
+        if self.distributed and not self.batch:
+            total, count = sum_over_processes(total, count)
+        return total if self.reduction == "sum" else mean(total, count)
+
+    def _scores(self, comparison: Comparison) -> Tensor:
         """The weighted loss of each class, (B, maps, classes) or, over the batch, (maps, classes)."""
         if comparison.fused(self.activation):
             overlap = self._fused_overlap(comparison)
@@ -146,17 +158,6 @@ class DiceLoss(nn.Module):
         if self.class_weight.dim() == 1 and len(self.class_weight) != classes:
             raise ValueError(f"weight has {len(self.class_weight)} entries; it must have {classes}: one a class")
         return scores * self.class_weight.to(scores)
-
-    def reduce(self, scores: Tensor) -> Tensor:
-        """The loss of each map, from the scores of its classes and, without `batch`, its images."""
-        if self.reduction == "none":
-            by_map = scores if self.batch else scores.transpose(0, 1)
-            return by_map[..., None, None]
-        axes = (-1,) if self.batch else (0, -1)
-        total, count = scores.sum(axes), torch.ones_like(scores).sum(axes)
-        if self.distributed and not self.batch:
-            total, count = sum_over_processes(total, count)
-        return total if self.reduction == "sum" else mean(total, count)
 
     def _fused_overlap(self, comparison: Comparison) -> Overlap:
         assert self.activation is not None
@@ -286,7 +287,7 @@ class DiceCELoss(nn.Module):
     def per_map(self, maps: Sequence[Tensor], target: Tensor, align_corners: bool = False) -> Tensor:
         """The loss of each map (B, C, *any size), up-sampled to the target's size: in one pass where fused."""
         comparison = self.dice.compare(maps, target, align_corners, log_probability=self.label_smoothing > 0)
-        overlap = self.dice.reduce(self.dice.scores(comparison))
+        overlap = self.dice.of(comparison)
         return self.lambda_dice * overlap + self.lambda_ce * self._cross_entropy(comparison)
 
     def _cross_entropy(self, comparison: Comparison) -> Tensor:

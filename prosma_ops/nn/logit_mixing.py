@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from ..ops import checks
 from ..ops.logit_mixing import ACTIVATIONS, DOMAINS, OPERATORS, LogitStatistics, map_names, mixed_logit_statistics
+from ..reference.logit_mixing import subsets
 from .comparison import equal
 from .dice import mean
 from .layers import number, one_or_more, positive_integer
@@ -119,9 +119,9 @@ class MixedLogitLoss(nn.Module):
         self.reset_parameters()
 
     def _make_parameters(self) -> None:
-        self._subsets = [s for size in range(2, self.levels + 1) for s in combinations(range(self.levels), size)]
-        members = sum(len(subset) for subset in self._subsets)
-        concat, attention = "concat" in self.operators, "attention" in self.operators
+        self._subsets = subsets(self.levels)
+        members = sum(map(len, self._subsets))
+        concat, attention = (name in self.operators and members > 0 for name in ("concat", "attention"))
         rows = sum(range(2, self.levels + 1)) if self.tied_attention else members
 
         self._register("alpha", self.weighting != "fixed", len(self.names))
