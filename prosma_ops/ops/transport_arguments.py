@@ -305,4 +305,5 @@ def balanced(
     smallest = torch.finfo(torch.float64).tiny
     share_a = a / a.sum(dim=-1, keepdim=True).clamp(min=smallest)
     share_b = b / b.sum(dim=-1, keepdim=True).clamp(min=smallest)
-    return of_rows - share_a * excess / 2, of_columns + share_b * excess / 2
+    dtype = next(grad.dtype for grad in (grad_row, grad_column) if grad is not None)
+    return (of_rows - share_a * excess / 2).to(dtype), (of_columns + share_b * excess / 2).to(dtype)

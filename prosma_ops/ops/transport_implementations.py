@@ -23,8 +23,7 @@ def _reference(function: str) -> Function:
     return found
 
 
-# Backend "cpu": the native library sees pointers and strides.
-
+# What the native library calls them: without these it is one of another version.
 NATIVE = {
     "plan_forward": "transport_plan_forward",
     "plan_backward": "transport_plan_backward",
@@ -35,11 +34,16 @@ NATIVE = {
 }
 
 
-def _cpu(function: str) -> Function:
-    def run(*arguments: Any) -> Any:
-        raise NotImplementedError(function)
+def _imported(module: str) -> Callable[[str], Function]:
+    """The functions of a module that is imported when one of them is first called."""
 
-    return run
+    def function_of(name: str) -> Function:
+        def run(*arguments: Any) -> Any:
+            return getattr(importlib.import_module(module, __package__), name)(*arguments)
+
+        return run
+
+    return function_of
 
 
 def _cpu_can_run(function: str) -> Callable[[Tensors], Verdict]:
@@ -50,17 +54,6 @@ def _cpu_can_run(function: str) -> Callable[[Tensors], Verdict]:
         return verdict
 
     return can_run
-
-
-# Backend "triton": imported when it is first chosen.
-
-
-def _triton(function: str) -> Function:
-    def run(*arguments: Any) -> Any:
-        kernels = importlib.import_module("..triton_kernels.transport", __package__)
-        return getattr(kernels, function)(*arguments)
-
-    return run
 
 
 # The choice.
@@ -85,8 +78,8 @@ def _register(name: str, function: str, change: Callable[[Function], Function] =
 
     implementations = {
         "reference": Implementation(backends.reference_can_run, functions(_reference)),
-        "cpu": Implementation(_cpu_can_run(f"{function}_forward"), functions(_cpu)),
-        "triton": Implementation(backends.triton_can_run, functions(_triton)),
+        "cpu": Implementation(_cpu_can_run(f"{function}_forward"), functions(_imported(".transport_cpu"))),
+        "triton": Implementation(backends.triton_can_run, functions(_imported("..triton_kernels.transport"))),
         "cuda": Implementation(backends.cuda_can_run(name), {}),
     }
     return backends.register(name, "transport", implementations)
