@@ -4,5 +4,14 @@ from .deep_supervision import DeepSupervisionLoss
 from .dice import DiceCELoss, DiceLoss
 from .logit_mixing import MixedLogitLoss, MutationLoss
 from .proximal_gate import ProximalGate
+from .transport import TransportAlign
 
-__all__ = ["DeepSupervisionLoss", "DiceCELoss", "DiceLoss", "MixedLogitLoss", "MutationLoss", "ProximalGate"]
+__all__ = [
+    "DeepSupervisionLoss",
+    "DiceCELoss",
+    "DiceLoss",
+    "MixedLogitLoss",
+    "MutationLoss",
+    "ProximalGate",
+    "TransportAlign",
+]

@@ -427,12 +427,16 @@ def eager_potentials(
     iterations: int,
     tolerance: float = 0.0,
 ) -> Potentials:
-    """scores (..., n, p), masses and mask broadcastable against (..., n) and (..., p)."""
+    """scores (..., n, p), masses and mask broadcastable against (..., n) and (..., p).
+
+    The formula, and where a mass is 0 a potential of -inf: of columns from the start, or the first f would see them.
+    """
     a = scores.new_full(scores.shape[-2:-1], 1 / scores.shape[-2]) if row_mass is None else row_mass
     b = scores.new_full(scores.shape[-1:], 1 / scores.shape[-1]) if column_mass is None else column_mass
     if mask is not None:
         a = a * mask if row_mass is not None else mask.to(scores.dtype) / mask.sum(dim=-1, keepdim=True)
     f, g = scores.new_zeros(scores.shape[:-1]), scores.new_zeros((*scores.shape[:-2], scores.shape[-1]))
+    g = torch.where(b > 0, g, -math.inf)
     running = None
     for _ in range(iterations):
         logits = (scores + g.unsqueeze(-2)) / epsilon
