@@ -19,6 +19,7 @@ from .targets import BEST, OURS, Target
 
 Record = Mapping[str, Any]
 Row = tuple[str, ...]
+SHARES = ("floor", "memory share")
 
 
 def duration(seconds: float | None) -> str:
@@ -46,13 +47,13 @@ def shown(target: Target, value: float | None) -> str:
         return f"{value:+.1f} us"
     if target.measure == "memory":
         return f"{value:.2f} tensors"
-    return share(value) if target.measure == "floor" else ratio(value)
+    return share(value) if target.measure in SHARES else ratio(value)
 
 
 def wanted(target: Target) -> str:
     bound = target.at_least if target.at_least is not None else target.at_most
-    unit = {"excess": " us", "memory": " tensors", "floor": " %"}.get(target.measure, "x")
-    amount = 100 * bound if target.measure == "floor" else bound  # type: ignore[operator]
+    unit = {"excess": " us", "memory": " tensors", **dict.fromkeys(SHARES, " %")}.get(target.measure, "x")
+    amount = 100 * bound if target.measure in SHARES else bound  # type: ignore[operator]
     return f"at {'least' if target.at_least is not None else 'most'} {amount:g}{unit}"
 
 
@@ -60,6 +61,8 @@ def described(target: Target, record: Record) -> str:
     """What the target is measured against, with the name of the best rival or of the floor that binds."""
     if target.measure == "memory":
         return "extra peak memory"
+    if target.measure == "memory share":
+        return f"extra peak memory of {target.against}"
     if target.measure == "floor":
         name = target.against
         if name == "largest":

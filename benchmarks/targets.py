@@ -20,6 +20,7 @@ class Target:
     excess      our time - time of `against`, in microseconds
     floor       floor / our time; `against` is "memory", "fma" or "largest"
     memory      extra peak memory in tensors of the field's size
+    memory share   our extra peak memory / that of `against`
     """
 
     measure: str
@@ -51,6 +52,9 @@ def value(target: Target, record: Mapping[str, Any]) -> float | None:
     if target.measure == "memory":
         entry = record.get("memory", {}).get(OURS)
         return None if entry is None else float(entry)
+    if target.measure == "memory share":
+        ours, other = (record.get("memory", {}).get(name) for name in (OURS, target.against))
+        return None if ours is None or not other else float(ours / other)
     found = medians(record)
     ours = found.get(OURS)
     if not ours:
