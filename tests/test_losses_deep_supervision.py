@@ -185,7 +185,7 @@ def test_all_pixels_ignored_and_an_empty_batch_give_zero(backend: str, resize: s
 
 
 @pytest.mark.parametrize("resize", ["logits", "target"])
-def test_it_compiles_whole(backend: str, resize: str) -> None:
+def test_it_compiles_whole(resize: str) -> None:
     torch.compiler.reset()
     loss = DeepSupervisionLoss(resize=resize)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")

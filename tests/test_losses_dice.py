@@ -388,7 +388,7 @@ def test_metatensors(backend: str) -> None:
 
 
 @pytest.mark.parametrize("keywords", [{"softmax": True, "label_smoothing": 0.1}, {"sigmoid": True}, {}], ids=str)
-def test_it_compiles_whole(backend: str, keywords: dict[str, Any]) -> None:
+def test_it_compiles_whole(keywords: dict[str, Any]) -> None:
     torch.compiler.reset()
     loss = DiceCELoss(to_onehot_y=True, weight=[1.0, 2.0, 3.0, 4.0], ignore_index=1, **keywords)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")

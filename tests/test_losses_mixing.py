@@ -369,7 +369,7 @@ def test_metatensors(backend: str) -> None:
 
 
 @pytest.mark.parametrize("weights", ["softplus", "normalized", "fixed"])
-def test_it_compiles_whole(backend: str, weights: str) -> None:
+def test_it_compiles_whole(weights: str) -> None:
     torch.compiler.reset()
     loss, (logits, target) = made(weights=weights, ignore_index=1), data()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")

@@ -192,7 +192,7 @@ class DiceLoss(nn.Module):
 
     def _activated(self, values: Tensor) -> Tensor:
         if self.other_act is not None:
-            return self.other_act(values)
+            return self.other_act(values).to(values.dtype)
         if self.activation == "sigmoid":
             return values.sigmoid()
         return values.softmax(1) if self.activation == "softmax" and values.shape[1] > 1 else values
@@ -349,7 +349,7 @@ class DiceCELoss(nn.Module):
             raise ValueError(
                 f"weight has {len(self.class_weight)} entries; it must have {comparison.classes}: one a channel"
             )
-        return self.class_weight.to(comparison.dtype).expand(comparison.classes)
+        return self.class_weight.to(comparison.target.device, comparison.dtype).expand(comparison.classes)
 
     def extra_repr(self) -> str:
         return f"lambda_dice={self.lambda_dice}, lambda_ce={self.lambda_ce}, label_smoothing={self.label_smoothing}"
