@@ -58,6 +58,7 @@ PYBIND11_MODULE(_native, module) {
     module.attr("build") = build_record();
     prosma::bindings::proximal_gate(module);
     prosma::bindings::logit_mixing(module);
+    prosma::bindings::codebook(module);
 
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     module.def("fma_rate", [](int threads, double seconds, bool double_precision) {

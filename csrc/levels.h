@@ -31,6 +31,8 @@ struct Level {
     double (*copy_rate)(int threads, size_t bytes, double seconds);
     bool (*mixed_logit_statistics_forward)(const MixingArguments&);
     bool (*mixed_logit_statistics_backward)(const MixingArguments&);
+    bool (*nearest_code_forward)(const NearestArguments&);
+    bool (*code_statistics_forward)(const StatisticsArguments&);
 };
 
 #define PROSMA_LEVEL_ENTRY(level, processor_has_it)                                                              \
@@ -38,7 +40,8 @@ struct Level {
         #level, processor_has_it, level::proximal_gate_forward, level::proximal_gate_backward,                    \
             level::soft_threshold_forward, level::soft_threshold_backward, level::fma_rate, level::exp_rate,      \
             level::copy_rate,                                                                                    \
-            level::mixed_logit_statistics_forward, level::mixed_logit_statistics_backward                         \
+            level::mixed_logit_statistics_forward, level::mixed_logit_statistics_backward,                        \
+            level::nearest_code_forward, level::code_statistics_forward                                           \
     }
 
 // Slowest first.

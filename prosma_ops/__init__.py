@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
+    "CodeStatistics",
     "LogitStatistics",
+    "NearestCode",
     "Potentials",
     "apply_plan",
     "check_errors",
+    "code_statistics",
     "explain",
     "map_names",
     "mixed_logit_statistics",
+    "nearest_code",
     "nn",
     "proximal_gate",
     "reference",
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from . import nn, reference, testing
     from .backends import explain, use_backend
     from .errors import check_errors
+    from .ops.codebook import CodeStatistics, NearestCode, code_statistics, nearest_code
     from .ops.logit_mixing import LogitStatistics, map_names, mixed_logit_statistics
     from .ops.proximal_gate import proximal_gate, soft_threshold
     from .ops.transport import Potentials, apply_plan, sinkhorn, transport_align, transport_plan
@@ -45,6 +50,10 @@ _HOME = {
     "LogitStatistics": ".ops",
     "map_names": ".ops",
     "mixed_logit_statistics": ".ops",
+    "CodeStatistics": ".ops",
+    "NearestCode": ".ops",
+    "code_statistics": ".ops",
+    "nearest_code": ".ops",
     "proximal_gate": ".ops",
     "soft_threshold": ".ops",
     "Potentials": ".ops",

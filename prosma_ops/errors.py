@@ -1,6 +1,7 @@
 """Checks of values, which on a GPU must not make the host wait: labels, indices, masses.
 
     record(condition, message)    inside an implementation: the call is wrong where `condition` is true
+    note(condition, message)      likewise, of values that have an answer and never raise by themselves
     check_errors()                by the user, whenever waiting does no harm: once an epoch, say
 
 On the CPU a wrong value raises at once. On any other device `record` only sets a flag there, one for each message,
@@ -81,12 +82,20 @@ def record(condition: Tensor, message: str) -> None:
         raise ValueError(message)
 
 
+def note(condition: Tensor, message: str) -> None:
+    """Like `record`, for values that an operator has an answer to, such as a NaN: on the CPU too only `check_errors`
+    raises."""
+    if not raises_at_once(condition.device) or condition:
+        _flags.set(condition, message)
+
+
 def check_errors() -> None:
     """Raise ValueError if an operator was given wrong values on a GPU since the last call, and forget them.
 
     On the CPU wrong labels, indices and masses raise where they are used. On a GPU looking at them would make every
     step wait for the device, so operators only note them there, and leave such elements out of their results. This
-    function waits for the devices; call it once in a while.
+    function waits for the devices; call it once in a while. It also tells, for any device, of tokens with NaN that
+    `nearest_code` was given: those raise nowhere else.
 
     >>> for images, labels in loader:
     ...     step(images, labels)

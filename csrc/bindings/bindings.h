@@ -21,6 +21,7 @@ extern const Level* selected;
 // Each file of this folder adds the functions of one operator to the module.
 void proximal_gate(py::module_& module);
 void logit_mixing(py::module_& module);
+void codebook(py::module_& module);
 
 // Fills `to` from a tuple of the leading axes (B, C) and one to three spatial ones, which are the last of D, H, W.
 inline void spread(const py::tuple& from, int64_t missing, int64_t* to) {

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 
+#include "../codebook.h"
 #include "../logit_mixing.h"
 #include "../proximal_gate.h"
 
@@ -17,5 +18,7 @@ bool soft_threshold_forward(const ShrinkArguments& arguments);
 bool soft_threshold_backward(const ShrinkArguments& arguments);
 bool mixed_logit_statistics_forward(const MixingArguments& arguments);
 bool mixed_logit_statistics_backward(const MixingArguments& arguments);
+bool nearest_code_forward(const NearestArguments& arguments);
+bool code_statistics_forward(const StatisticsArguments& arguments);
 
 }  // namespace prosma::PROSMA_LEVEL

@@ -24,7 +24,10 @@ Damage = Callable[[Tensor], None]
 
 @dataclass(frozen=True)
 class Plant:
-    """One planted error. `reported`: the runner named this tensor as wrong, and nothing was wrong without it."""
+    """One planted error. `reported`: the runner named this tensor as wrong, and nothing was wrong without it.
+
+    An index that is wrong may end the backward pass, which has to use it: that reports it as well.
+    """
 
     operator: str
     implementation: str
@@ -152,5 +155,5 @@ def _plants(
             for fault, damage in faults(expected.bound(name, dtype)).items():
                 with planted(case.operator, implementation.backend, function, index, damage):
                     records = judge(case, problem, expected, implementation)
-                report = next((r for r in records if r.tensor == name and not r.ok), None)
+                report = next((r for r in records if r.tensor in (name, "call") and not r.ok), None)
                 yield plant(name, fault, report is not None, report.reason if report else "not reported")

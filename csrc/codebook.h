@@ -1,0 +1,42 @@
+// What the native functions of nearest_code and code_statistics are given.
+#pragma once
+
+#include "arguments.h"
+
+namespace prosma {
+
+enum class Metric { euclidean = 0, cosine = 1 };
+
+// Vectors of `sizes[LAST]` numbers each, numbered over the axes before it, in order. Strides may be anything, 0 included.
+struct Vectors {
+    enum { LEADING = 4, LAST = LEADING };
+    void* data = nullptr;
+    int64_t sizes[LEADING + 1] = {1, 1, 1, 1, 1};
+    int64_t strides[LEADING + 1] = {0, 0, 0, 0, 0};
+};
+
+// What is computed in: double for float64, else float. It is the type of the codebook and of the sums.
+struct NearestArguments {
+    DataType type = DataType::float32;
+    int threads = 1;
+    Vectors tokens;
+    int64_t codes = 1;
+    const void* codebook = nullptr;  // (codes, D), contiguous
+    Metric metric = Metric::euclidean;
+    void* quantized = nullptr;   // (tokens, D), contiguous, of `type`
+    int64_t* index = nullptr;    // (tokens)
+    int64_t* lost = nullptr;     // how many tokens had no finite score, and so got index 0
+};
+
+struct StatisticsArguments {
+    DataType type = DataType::float32;
+    int threads = 1;
+    Vectors tokens;
+    int64_t codes = 1;
+    const int64_t* index = nullptr;  // (tokens)
+    int64_t* count = nullptr;        // (codes)
+    void* sum = nullptr;             // (codes, D), contiguous
+    int64_t* wrong = nullptr;        // how many indices were out of range; if any, there are no results
+};
+
+}  // namespace prosma
