@@ -140,7 +140,13 @@ def named(results: Sequence[Tensor]) -> LogitStatistics:
 def _levels(logits: Sequence[Tensor]) -> list[Tensor]:
     if not isinstance(logits, (list, tuple)):
         raise TypeError(f"logits is a {type(logits).__name__}; it must be a list of tensors, one a level")
+    _check_count(logits)
     return [checks.plain(f"logits[{number}]", level) for number, level in enumerate(logits)]
+
+
+def _check_count(logits: Sequence[Tensor]) -> None:
+    if not 1 <= len(logits) <= MOST_LEVELS:
+        raise ValueError(f"logits has {len(logits)} levels; it must have at least 1 and at most {MOST_LEVELS}")
 
 
 def _check_operators(operators: Sequence[str]) -> list[str]:
@@ -156,6 +162,8 @@ def _check_operators(operators: Sequence[str]) -> list[str]:
 def _check_ignore_index(ignore_index: int | None) -> None:
     if ignore_index is not None and type(ignore_index) is not int:
         raise TypeError(f"ignore_index is {ignore_index!r}; it must be an integer or None")
+    if ignore_index is not None and not -(1 << 63) <= ignore_index < 1 << 63:
+        raise ValueError(f"ignore_index is {ignore_index}; it must be a label, which has 64 bits at most")
 
 
 def _check_flag(name: str, value: bool) -> None:
@@ -190,8 +198,7 @@ def _check(
 
 
 def _check_levels(logits: Sequence[Tensor]) -> None:
-    if not 1 <= len(logits) <= MOST_LEVELS:
-        raise ValueError(f"logits has {len(logits)} levels; it must have at least 1 and at most {MOST_LEVELS}")
+    _check_count(logits)
     first = logits[0]
     for number, level in enumerate(logits):
         name = f"logits[{number}]"
@@ -317,7 +324,7 @@ _MIXING = backends.register(
             backends.reference_can_run,
             {"forward": reference.mixed_logit_statistics, "backward": _reference_backward},
         ),
-        "cpu": Implementation(_if_written(_CPU, backends.cpu_can_run), _functions(_CPU)),
+        "cpu": Implementation(backends.cpu_can_run, _functions(_CPU)),
         "triton": Implementation(_if_written(_TRITON, backends.triton_can_run), _functions(_TRITON)),
         "cuda": Implementation(backends.cuda_can_run("mixed_logit_statistics"), {}),
     },

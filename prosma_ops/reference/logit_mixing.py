@@ -51,9 +51,8 @@ class Labels(NamedTuple):
 
 def read_labels(target: Tensor, classes: int, dimensions: int, ignore_index: int | None) -> Labels:
     """`target` of as many dimensions as the logits is one yes or no a channel, else it holds class indices."""
-    values = target.to(torch.float64 if target.dtype is torch.float64 else torch.float32)
-    if not target.dtype.is_floating_point:
-        values = target.to(torch.int64)  # compared as numbers: a uint8 of 255 is not -1
+    # Compared as numbers: a uint8 of 255 is not -1.
+    values = target.to(compute_dtype(target.dtype) if target.dtype.is_floating_point else torch.int64)
     per_channel = target.dim() == dimensions
     values = values if per_channel else values.unsqueeze(1)
     ignored = torch.zeros_like(values, dtype=torch.bool) if ignore_index is None else values == ignore_index
