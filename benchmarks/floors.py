@@ -2,6 +2,7 @@
 
     memory floor    the least bytes that must be moved / the rate of a copy too large for any cache
     FMA floor       2 * the multiply-adds / the rate of multiply-adds from registers
+    exp floor       the exponentials / the rate of exponentials from registers
 
 All rates are measured by the native library's own loops (`csrc/floors.h`), beside the work they are compared with.
 """
@@ -82,11 +83,13 @@ def together(several: list[Rates]) -> Rates:
     )
 
 
-def times(rates: Rates, moved_bytes: float, multiply_adds: float) -> dict[str, float]:
+def times(rates: Rates, moved_bytes: float, multiply_adds: float, exponentials: float = 0) -> dict[str, float]:
     """The floors of a piece of work in seconds, by name; those that were not measured are left out."""
     found = {}
     if rates.copy and moved_bytes:
         found["memory"] = moved_bytes / (rates.copy * 1e9)
     if rates.fma and multiply_adds:
         found["fma"] = 2 * multiply_adds / (rates.fma * 1e9)
+    if rates.exp and exponentials:
+        found["exp"] = exponentials / (rates.exp * 1e9)
     return found

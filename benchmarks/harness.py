@@ -6,6 +6,7 @@ wrong gets no time.
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import json
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from prosma_ops import testing
+from prosma_ops import backends, testing
 from prosma_ops.testing import Problem, parity
 from prosma_ops.testing.case import dtype_name
 
@@ -69,7 +70,8 @@ def expectation(problem: Problem) -> parity.Expectation:
         return lambda tensor: tensor.contiguous().to(dtype if tensor.dtype.is_floating_point else tensor.dtype)
 
     with parity.full_precision():
-        reference = parity.evaluate(problem, problem.definition, contiguous(torch.float64))
+        with backends.use_backend("reference"):  # a definition may be made of operators
+            reference = parity.evaluate(problem, problem.definition, contiguous(torch.float64))
         with parity.without_onednn(problem.dtype.itemsize == 2):
             eager = parity.evaluate(problem, problem.eager, contiguous(problem.dtype))
     return parity.Expectation(reference, [eager])
@@ -153,7 +155,7 @@ def race(benchmark: Any, work: Work, setting: Setting) -> dict[str, Any]:
         running.append(copy_of_the_same_bytes(work, device))
         entries[COPY] = {"rival": False}
     timers = {contestant.name: timing.timer(work, contestant, problems) for contestant in running}
-    times, rates = run_rounds(benchmark, timers, setting)
+    times, rates = run_rounds(benchmark, timers, setting, measures(work))
     for name, timer in timers.items():
         entries[name] |= {"graph": timer.graph} | summary(times[name])
     return record(work, setting, entries, rates)
@@ -164,8 +166,16 @@ def summary(times: Sequence[float]) -> dict[str, Any]:
     return {name: float(f"{seconds:.4g}") for name, seconds in found.items()} | {"rounds": len(times)}
 
 
+def measures(work: Work) -> Callable[[str, int], Rates]:
+    """How the floors of a work are measured: exponentials take a loop of their own, which few works need."""
+    return functools.partial(floors.measure, exp=True) if work.exponentials else floors.measure
+
+
 def run_rounds(
-    benchmark: Any, timers: Mapping[str, timing.Timer], setting: Setting
+    benchmark: Any,
+    timers: Mapping[str, timing.Timer],
+    setting: Setting,
+    measure: Callable[[str, int], Rates],
 ) -> tuple[dict[str, list[float]], Rates]:
     """Rounds in which each contestant runs once, ours last; the floors are measured at the start, middle and end."""
     trial = {name: timer.trial for name, timer in timers.items()}
@@ -181,7 +191,7 @@ def run_rounds(
     def others() -> None:
         number = next(numbers)
         if number in (0, rounds // 2, rounds - 1):
-            rates.append(floors.measure(setting.device, setting.threads))
+            rates.append(measure(setting.device, setting.threads))
         for name, timer in timers.items():
             if name != OURS and number < slow.get(name, rounds):
                 times[name].append(timer.seconds())
@@ -204,7 +214,8 @@ def record(work: Work, setting: Setting, entries: dict[str, Any], rates: Rates) 
         "calls": work.calls,
         "contestants": entries,
         "rates": rates.as_json(),
-        "floors": floors.times(rates, work.moved_bytes, work.multiply_adds),
+        "floors": floors.times(rates, work.moved_bytes, work.multiply_adds, work.exponentials),
+        "memory_unit": work.memory_unit,
         "targets": [target.as_json() for target in work.targets],
     }
 

@@ -40,19 +40,23 @@ def share(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
-def shown(target: Target, value: float | None) -> str:
+def memory_unit(record: Record) -> str:
+    return str(record.get("memory_unit", "tensors"))
+
+
+def shown(target: Target, value: float | None, unit: str = "tensors") -> str:
     if value is None:
         return "not measured"
     if target.measure == "excess":
         return f"{value:+.1f} us"
     if target.measure == "memory":
-        return f"{value:.2f} tensors"
+        return f"{value:.2f} {unit}"
     return share(value) if target.measure in SHARES else ratio(value)
 
 
-def wanted(target: Target) -> str:
+def wanted(target: Target, unit: str = "tensors") -> str:
     bound = target.at_least if target.at_least is not None else target.at_most
-    unit = {"excess": " us", "memory": " tensors", **dict.fromkeys(SHARES, " %")}.get(target.measure, "x")
+    unit = {"excess": " us", "memory": f" {unit}", **dict.fromkeys(SHARES, " %")}.get(target.measure, "x")
     amount = 100 * bound if target.measure in SHARES else bound  # type: ignore[operator]
     return f"at {'least' if target.at_least is not None else 'most'} {amount:g}{unit}"
 
@@ -86,7 +90,8 @@ def verdicts(record: Record) -> list[Row]:
         value = None if record["contestants"][OURS].get("wrong") else targets.value(target, record)
         reached = targets.reached(target, value)
         verdict = {True: "reached", False: "NOT REACHED", None: "-"}[reached]
-        rows.append((described(target, record), shown(target, value), wanted(target), verdict))
+        unit = memory_unit(record)
+        rows.append((described(target, record), shown(target, value, unit), wanted(target, unit), verdict))
     return rows
 
 
@@ -136,7 +141,7 @@ def rivals(record: Record) -> list[Row]:
 
 def floors(record: Record) -> list[tuple[str, str, str]]:
     base = record["contestants"][OURS].get("median")
-    names = {"memory": "memory floor", "fma": "FMA floor"}
+    names = {"memory": "memory floor", "fma": "FMA floor", "exp": "exp floor"}
     return [(names[name], duration(time), share(time / base)) for name, time in record["floors"].items() if base]
 
 
@@ -174,7 +179,10 @@ def details(record: Record) -> list[str]:
         found.append(f"first call {duration(entry['first'])}")
     memory = {name: value for name, value in record.get("memory", {}).items() if value is not None}
     if memory:
-        found.append("extra memory in tensors: " + ", ".join(f"{name} {value:.1f}" for name, value in memory.items()))
+        found.append(
+            f"extra memory in {memory_unit(record)}: "
+            + ", ".join(f"{name} {value:.1f}" for name, value in memory.items())
+        )
     return found
 
 

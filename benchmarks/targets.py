@@ -18,8 +18,8 @@ class Target:
     speedup     time of `against` / our time; against BEST: of the fastest rival
     slowdown    our time / time of `against`
     excess      our time - time of `against`, in microseconds
-    floor       floor / our time; `against` is "memory", "fma" or "largest"
-    memory      extra peak memory in tensors of the field's size
+    floor       floor / our time; `against` is "memory", "fma", "exp" or "largest"
+    memory      extra peak memory, in the unit of the work
     memory share   our extra peak memory / that of `against`
     """
 

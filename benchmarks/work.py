@@ -48,8 +48,10 @@ class Work:
     training: bool = False
     moved_bytes: float = 0  # the least
     multiply_adds: float = 0
+    exponentials: float = 0
     targets: Sequence[Target] = ()
     field_bytes: int = 0  # what extra memory is counted in; 0: memory is not measured
+    memory_unit: str = "tensors"  # what `field_bytes` are: tensors of the field's size, unless said otherwise
     calls: int = 1  # a round times this many calls
     short: bool = True  # belongs to short runs
     profiled: bool = False  # worth a look with a profiler

@@ -14,7 +14,20 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import floors, gpu, harness, machine, proximal_gate, report, single, targets, timing, transport, work
+from benchmarks import (
+    floors,
+    gpu,
+    harness,
+    logit_mixing,
+    machine,
+    proximal_gate,
+    report,
+    single,
+    targets,
+    timing,
+    transport,
+    work,
+)
 from benchmarks.floors import Rates
 from benchmarks.targets import BEST, OURS, Target
 from benchmarks.work import Contestant, Work
@@ -88,6 +101,13 @@ def test_targets_are_computed_from_the_medians(target: Target, value: float | No
     assert targets.from_json(json.loads(json.dumps(target.as_json()))) == target
 
 
+def test_memory_is_told_in_the_unit_of_the_work() -> None:
+    target = Target("memory", OURS, at_most=100)
+    measured = record(memory={OURS: 41.5}, memory_unit="MB", targets=[target.as_json()])
+    assert report.verdicts(measured) == [("extra peak memory", "41.50 MB", "at most 100 MB", "reached")]
+    assert "extra memory in MB: ours 41.5" in report.text(results(measured))
+
+
 def test_a_yardstick_is_no_rival() -> None:
     assert targets.best_of_others(record()) == "torch.compile"
 
@@ -96,6 +116,7 @@ def test_floors_are_the_work_over_the_rate() -> None:
     found = floors.times(Rates(fma=500.0, copy=50.0), moved_bytes=50e6, multiply_adds=1e9)
     assert found == {"memory": pytest.approx(1e-3), "fma": pytest.approx(4e-3)}
     assert floors.times(Rates(), 50e6, 1e9) == {}
+    assert floors.times(Rates(exp=4.0), 50e6, 1e9, exponentials=8e9) == {"exp": pytest.approx(2.0)}
     together = floors.together([Rates(fma=10, copy=1), Rates(fma=30, copy=2), Rates(fma=20, copy=9), Rates()])
     assert together == Rates(fma=30, copy=2)
 
@@ -247,8 +268,28 @@ def test_the_rivals_of_transport_compute_the_same(one: Work) -> None:
             assert harness.check(problem, contestant, expected)["wrong"] == "", contestant.name
 
 
+@pytest.mark.parametrize("size", [(2, 3, 32, 32), (1, 2, 8, 8)], ids=str)
+def test_the_eager_losses_are_those_of_the_operator(size: tuple[int, ...]) -> None:
+    """The rivals compute the same number: LoMix in eager PyTorch, and MONAI's losses."""
+    for one in logit_mixing.works("cpu")[:4]:
+        problem = one.problem(CPU, size)
+        ours = problem.function(**problem.inputs, **problem.settings)
+        for rival in one.contestants[1:]:
+            if rival.rival:
+                torch.testing.assert_close(rival.function(**problem.inputs), ours, rtol=1e-4, atol=1e-4)
+
+
+def test_the_step_with_the_last_map_takes_every_gradient_of_the_network() -> None:
+    inputs = work.leaves(logit_mixing.build_step((1, 2, 8, 8), torch.float32, CPU), Contestant("any", eager))
+    gradients = logit_mixing.step_with_last_map(**inputs)
+    names = [name for name, tensor in inputs.items() if tensor.requires_grad]
+    without = {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
+    of_other_heads = {f"network.heads.{head}.{name}" for head in range(3) for name in ("weight", "bias")}
+    assert without == of_other_heads | {name for name in names if not name.startswith("network.")}
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("operator", [proximal_gate, transport], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("operator", [proximal_gate, transport, logit_mixing], ids=lambda module: module.__name__)
 def test_works_have_names_of_their_own_and_targets_that_can_be_judged(operator: ModuleType, device: str) -> None:
     works = operator.works(device)
     assert len({one.key for one in works}) == len(works)

@@ -36,7 +36,7 @@ def test_parity(python: Run, tmp_path: Path) -> None:
         records = [record for record in found["records"] if record["operator"] == operator]
         assert {record["implementation"] for record in records} == {"triton"}
         assert {record["dtype"] for record in records} == {dtype_name(dtype) for dtype in DTYPES}
-        assert {record["tensor"] for record in records} == {n for ns in suite(operator).results.values() for n in ns}
+        assert {record["tensor"] for record in records} >= {n for ns in suite(operator).results.values() for n in ns}
         assert all(record["ok"] for record in records)
 
 
