@@ -120,7 +120,7 @@ void hand_on(const Plan<T>& plan, Mix operation, int number, const Vector<T>* ma
 
 // The gradients of a tile's levels.
 template <class T>
-void differentiate_tile(const Plan<T>& plan, BackwardWorkspace<T>& work) {
+__attribute__((noinline)) void differentiate_tile(const Plan<T>& plan, BackwardWorkspace<T>& work) {
     const T* grads = work.grads;
     const auto differentiate = [&](const Powers<T>& powers, const Vector<T>* map, Vector<T>* to) {
         if (plan.a.sigmoid)

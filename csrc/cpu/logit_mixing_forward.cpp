@@ -38,6 +38,22 @@ void flush_sums(const Plan<T>& plan, Vector<T>* sums, TargetTile<T>& target, dou
     add_to<T>(to + plan.classes + 1, target.invalid);
 }
 
+// Adds the sums of all maps of a tile.
+template <class T>
+__attribute__((noinline)) void add_tile(const Plan<T>& plan, Workspace<T>& work, bool wants_logs, Vector<T>* sums) {
+    count_pixels(plan, work.target);
+    const auto add = [&](const Powers<T>& powers, const Vector<T>* map) {
+        if (plan.a.sigmoid)
+            add_sigmoid_sums(plan.classes, map, wants_logs, work.target, sums);
+        else
+            add_softmax_sums(plan.classes, powers, wants_logs ? map : nullptr, work.target, sums);
+        sums += plan.classes * SUMS;
+    };
+    for_each_map(
+        plan, work, [&](int level, const Powers<T>& powers) { add(powers, work.logits[level]); },
+        [&](Mix, int, const Powers<T>& powers, const Vector<T>* map) { add(powers, map); });
+}
+
 template <class S>
 void forward_item(const Plan<Compute<S>>& plan, int64_t item, void* scratch, double* partial) {
     using T = Compute<S>;
@@ -55,18 +71,7 @@ void forward_item(const Plan<Compute<S>>& plan, int64_t item, void* scratch, dou
         plan, item, [&](const Block& block) { prepare_levels<S>(plan, block, work.levels); },
         [&](const Block& block, int64_t cell) {
             take_tile<S>(plan, block, cell, work);
-            count_pixels(plan, work.target);
-            Vector<T>* to = sums;
-            const auto add = [&](const Powers<T>& powers, const Vector<T>* map) {
-                if (plan.a.sigmoid)
-                    add_sigmoid_sums(plan.classes, map, wants_logs, work.target, to);
-                else
-                    add_softmax_sums(plan.classes, powers, wants_logs ? map : nullptr, work.target, to);
-                to += plan.classes * SUMS;
-            };
-            for_each_map(
-                plan, work, [&](int level, const Powers<T>& powers) { add(powers, work.logits[level]); },
-                [&](Mix, int, const Powers<T>& powers, const Vector<T>* map) { add(powers, map); });
+            add_tile(plan, work, wants_logs, sums);
         },
         [](const Block&) {}, [&] { flush_sums(plan, sums, work.target, partial); });
 }

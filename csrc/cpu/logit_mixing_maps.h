@@ -60,11 +60,14 @@ template <int ROWS, int WIDTH, class T>
 PROSMA_INLINE void combine_rows(const T* weight, int64_t row_step, int64_t column_step, int columns, const Vector<T>* from, Vector<T>* to) {
     Vector<T> sums[ROWS][WIDTH];
     for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
         for (int k = 0; k < WIDTH; ++k) sums[r][k] = to[r * CELLS + k];
     for (int c = 0; c < columns; ++c, from += CELLS, weight += column_step)
         for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
             for (int k = 0; k < WIDTH; ++k) sums[r][k] += weight[r * row_step] * from[k];
     for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
         for (int k = 0; k < WIDTH; ++k) to[r * CELLS + k] = sums[r][k];
 }
 
@@ -85,6 +88,7 @@ template <class T>
 void concatenate_parts(const Weights<T>& weights, const Subset& subset, int number, const Vector<T>* const* parts, Vector<T>* map) {
     for (int c = 0; c < weights.classes; ++c) {
         const T bias = weights.concat_bias ? weights.concat_bias[c * weights.subsets + number] : T(0);
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) map[c * CELLS + k] = broadcast<T>(bias);
     }
     for (int j = 0; j < subset.size; ++j)
@@ -97,10 +101,12 @@ template <class T>
 void attend(const Weights<T>& weights, const Subset& subset, const Vector<T>* const* parts, Vector<T>* shares) {
     for (int j = 0; j < subset.size; ++j) {
         const T bias = weights.attention_bias ? weights.attention_bias[subset.row + j] : T(0);
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) shares[j * CELLS + k] = broadcast<T>(bias);
         combine(weights.attention + int64_t(subset.row + j) * weights.classes, 0, 1, 1, weights.classes, parts[subset.members[j]],
                 shares + j * CELLS);
     }
+#pragma GCC unroll 8
     for (int k = 0; k < CELLS; ++k) {
         Vector<T> peak = shares[k], total = zero<T>();
         for (int j = 1; j < subset.size; ++j) peak = shares[j * CELLS + k] > peak ? shares[j * CELLS + k] : peak;
@@ -117,6 +123,7 @@ template <class T>
 void weigh_parts(int classes, const Subset& subset, const Vector<T>* const* parts, const Vector<T>* shares, Vector<T>* map) {
     with_count<MOST_LEVELS>(subset.size, [&](auto size) {
         for (int c = 0; c < classes; ++c)
+#pragma GCC unroll 8
             for (int k = 0; k < CELLS; ++k) {
                 Vector<T> sum = shares[k] * parts[subset.members[0]][c * CELLS + k];
                 for (int j = 1; j < size.value; ++j) sum += shares[j * CELLS + k] * parts[subset.members[j]][c * CELLS + k];
@@ -179,17 +186,22 @@ void attention_backward(const Weights<T>& weights, const Subset& subset, const V
                         const Vector<T>* map, const Vector<T>* gradient, Vector<T>* tilts, Vector<T>* const* parts_gradients) {
     Vector<T> inner[CELLS] = {};
     for (int c = 0; c < weights.classes; ++c)
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) inner[k] += gradient[c * CELLS + k] * map[c * CELLS + k];
     for (int j = 0; j < subset.size; ++j) {
         const Vector<T>* part = parts[subset.members[j]];
         Vector<T>* to = parts_gradients[subset.members[j]];
         const T* weight = weights.attention + int64_t(subset.row + j) * weights.classes;
         Vector<T> tilt[CELLS];
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) tilt[k] = -inner[k];
         for (int c = 0; c < weights.classes; ++c)
+#pragma GCC unroll 8
             for (int k = 0; k < CELLS; ++k) tilt[k] += gradient[c * CELLS + k] * part[c * CELLS + k];
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) tilts[j * CELLS + k] = tilt[k] = tilt[k] * shares[j * CELLS + k];
         for (int c = 0; c < weights.classes; ++c)
+#pragma GCC unroll 8
             for (int k = 0; k < CELLS; ++k)
                 to[c * CELLS + k] += shares[j * CELLS + k] * gradient[c * CELLS + k] + weight[c] * tilt[k];
     }
@@ -207,6 +219,7 @@ template <class T>
 void transpose_part(int classes, const Vector<T>* part, T* columns) {
     constexpr int L = LANES<T>;
     const int64_t stride = column_stride<T>(classes);
+#pragma GCC unroll 8
     for (int k = 0; k < CELLS; ++k)
         for (int64_t group = 0; group < stride; group += L) {
             Vector<T> square[L];

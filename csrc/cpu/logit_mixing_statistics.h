@@ -24,25 +24,30 @@ struct Powers {
 template <class T>
 void exponentiate(int classes, const Vector<T>* map, const TargetTile<T>& target, bool subtract_peak, Powers<T>& powers) {
     Vector<T> peak[CELLS], label[CELLS], total[CELLS];
+#pragma GCC unroll 8
     for (int k = 0; k < CELLS; ++k) {
         peak[k] = subtract_peak ? map[k] : zero<T>();
         label[k] = total[k] = zero<T>();
     }
     for (int c = 0; c < classes; ++c) {
         const Vector<T>*values = map + c * CELLS, *labels = target.labels + c * CELLS;
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) label[k] += labels[k] * values[k];
         if (subtract_peak)
+#pragma GCC unroll 8
             for (int k = 0; k < CELLS; ++k) peak[k] = values[k] > peak[k] ? values[k] : peak[k];
     }
     for (int c = 0; c < classes; ++c) {
         const Vector<T>* values = map + c * CELLS;
         Vector<T>* to = powers.values + c * CELLS;
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) {
             const Vector<T> power = exponential(values[k] - peak[k]);
             total[k] += power;
             to[k] = power;
         }
     }
+#pragma GCC unroll 8
     for (int k = 0; k < CELLS; ++k) {
         powers.total[k] = total[k];
         powers.at_label[k] = label[k] - peak[k];
@@ -53,23 +58,29 @@ void exponentiate(int classes, const Vector<T>* map, const TargetTile<T>& target
 template <class T>
 bool multiply_powers(int classes, int count, const Powers<T>* const* factors, Powers<T>& powers) {
     Vector<T> total[CELLS], label[CELLS];
+#pragma GCC unroll 8
     for (int k = 0; k < CELLS; ++k) {
         total[k] = zero<T>();
         label[k] = factors[0]->at_label[k] + factors[1]->at_label[k];
     }
     for (int j = 2; j < count; ++j)
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) label[k] += factors[j]->at_label[k];
     for (int c = 0; c < classes; ++c) {
         Vector<T> product[CELLS];
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) product[k] = factors[0]->values[c * CELLS + k] * factors[1]->values[c * CELLS + k];
         for (int j = 2; j < count; ++j)
+#pragma GCC unroll 8
             for (int k = 0; k < CELLS; ++k) product[k] *= factors[j]->values[c * CELLS + k];
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) {
             total[k] += product[k];
             powers.values[c * CELLS + k] = product[k];
         }
     }
     Vector<T> least = total[0];
+#pragma GCC unroll 8
     for (int k = 0; k < CELLS; ++k) {
         powers.total[k] = total[k];
         powers.at_label[k] = label[k];
@@ -84,7 +95,9 @@ void add_softmax_sums(int classes, const Powers<T>& powers, const Vector<T>* map
     Vector<T> inverse[CELLS], entropy[CELLS], label_logit[CELLS] = {};
     if (map)  // log p_c = M_c - (M at the label) + (log p at the label)
         for (int c = 0; c < classes; ++c)
+#pragma GCC unroll 8
             for (int k = 0; k < CELLS; ++k) label_logit[k] += target.labels[c * CELLS + k] * map[c * CELLS + k];
+#pragma GCC unroll 8
     for (int k = 0; k < CELLS; ++k) {
         inverse[k] = target.present[k] / powers.total[k];
         entropy[k] = logarithm(powers.total[k]) - powers.at_label[k];
@@ -92,6 +105,7 @@ void add_softmax_sums(int classes, const Powers<T>& powers, const Vector<T>* map
     for (int c = 0; c < classes; ++c, sums += SUMS) {
         Vector<T> entropy_sum = sums[CROSS_ENTROPY], overlap = sums[INTERSECTION];
         Vector<T> probability = sums[PROBABILITY], square = sums[SQUARE];
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) {
             const Vector<T> p = powers.values[c * CELLS + k] * inverse[k], label = target.labels[c * CELLS + k];
             entropy_sum += label * entropy[k];
@@ -104,6 +118,7 @@ void add_softmax_sums(int classes, const Powers<T>& powers, const Vector<T>* map
         sums[PROBABILITY] = probability;
         sums[SQUARE] = square;
         if (!map) continue;
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) sums[LOG_PROBABILITY] += target.present[k] * (map[c * CELLS + k] - label_logit[k] - entropy[k]);
     }
 }
@@ -119,6 +134,7 @@ PROSMA_INLINE Vector<T> sigmoid_of(Vector<T> x, Vector<T>* softplus) {
 template <class T>
 void add_sigmoid_sums(int classes, const Vector<T>* map, bool with_log, const TargetTile<T>& target, Vector<T>* sums) {
     for (int c = 0; c < classes; ++c, sums += SUMS)
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) {
             const Vector<T> value = map[c * CELLS + k], label = target.labels[c * CELLS + k];
             const Vector<T> counted = target.counted[c * target.counted_stride + k];
@@ -139,6 +155,7 @@ void softmax_gradient(int classes, const Powers<T>& powers, const TargetTile<T>&
     Vector<T> inverse[CELLS], common[CELLS];
     T all_logs = 0;
     for (int c = 0; c < classes; ++c) all_logs += grads[c * SUMS + LOG_PROBABILITY];
+#pragma GCC unroll 8
     for (int k = 0; k < CELLS; ++k) {
         inverse[k] = target.present[k] / powers.total[k];
         common[k] = broadcast<T>(-all_logs);
@@ -146,6 +163,7 @@ void softmax_gradient(int classes, const Powers<T>& powers, const TargetTile<T>&
     // G = p (d + common) - gCE_c y_c + gL_c, where common = gCE at the label - <d, p> - sum gL.
     for (int c = 0; c < classes; ++c) {
         const T* g = grads + c * SUMS;
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) {
             const Vector<T> p = powers.values[c * CELLS + k] * inverse[k], label = target.labels[c * CELLS + k];
             const Vector<T> d = g[PROBABILITY] + g[INTERSECTION] * label + 2 * g[SQUARE] * p;
@@ -154,12 +172,14 @@ void softmax_gradient(int classes, const Powers<T>& powers, const TargetTile<T>&
     }
     for (int c = 0; c < classes; ++c) {
         const T* g = grads + c * SUMS;
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) {
             const Vector<T> p = powers.values[c * CELLS + k] * inverse[k], label = target.labels[c * CELLS + k];
             const Vector<T> d = g[PROBABILITY] + common[k] + g[INTERSECTION] * label + 2 * g[SQUARE] * p;
             gradient[c * CELLS + k] = p * d - g[CROSS_ENTROPY] * label;
         }
         if (g[LOG_PROBABILITY] != 0)
+#pragma GCC unroll 8
             for (int k = 0; k < CELLS; ++k) gradient[c * CELLS + k] += g[LOG_PROBABILITY] * target.present[k];
     }
 }
@@ -168,6 +188,7 @@ template <class T>
 void sigmoid_gradient(int classes, const Vector<T>* map, const TargetTile<T>& target, const T* grads, Vector<T>* gradient) {
     for (int c = 0; c < classes; ++c) {
         const T* g = grads + c * SUMS;
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) {
             const Vector<T> p = sigmoid_of<T>(map[c * CELLS + k], nullptr), label = target.labels[c * CELLS + k];
             const Vector<T> d = g[PROBABILITY] + g[INTERSECTION] * label + 2 * g[SQUARE] * p;
@@ -187,6 +208,7 @@ void activate(const Plan<T>& plan, const Vector<T>* logits, const TargetTile<T>&
     (void)powers;
     exponentiate(plan.classes, logits, target, true, powers);
     for (int c = 0; c < plan.classes; ++c)
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) parts[c * CELLS + k] = powers.values[c * CELLS + k] / powers.total[k];
 }
 
@@ -199,8 +221,10 @@ void add_activation_gradient(const Plan<T>& plan, const Vector<T>* parts, const 
     }
     Vector<T> inner[CELLS] = {};
     for (int c = 0; c < plan.classes; ++c)
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) inner[k] += parts[c * CELLS + k] * parts_gradient[c * CELLS + k];
     for (int c = 0; c < plan.classes; ++c)
+#pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k)
             gradient[c * CELLS + k] += parts[c * CELLS + k] * (parts_gradient[c * CELLS + k] - inner[k]);
 }

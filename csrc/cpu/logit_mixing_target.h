@@ -96,55 +96,59 @@ PROSMA_INLINE bool all_of(Vector<T> ones) {
 }
 
 template <class T, class Label>
-void read_target(const Plan<T>& plan, const Block& block, const Cell* cells, TargetTile<T>& tile) {
-    constexpr int L = LANES<T>;
+void read_codes(const Plan<T>& plan, const Block& block, const Cell* cells, Vector<T>* codes) {
     const MixingArguments& a = plan.a;
     const int64_t* strides = a.target.strides;
     const Label* plane = static_cast<const Label*>(a.target.data) + block.batch * strides[BATCH] + block.plane * strides[DEPTH];
     const LabelRule<Label> rule(a, a.per_channel ? 1 : int(larger(plan.classes - 1, 1)));
-    const Label* starts[CELLS];
-    for (int k = 0; k < CELLS; ++k) starts[k] = plane + cells[k].row * strides[HEIGHT] + cells[k].vector * L * strides[WIDTH];
-
-    Vector<T> least_present = broadcast<T>(1);
-    if (a.per_channel) {
-        for (int k = 0; k < CELLS; ++k) tile.present[k] = zero<T>();
-        for (int c = 0; c < plan.classes; ++c)
-            for (int k = 0; k < CELLS; ++k) {
-                const Vector<T> code = read_codes<T>(starts[k] + c * strides[CHANNEL], strides[WIDTH], cells[k].live, rule);
-                const Vector<T> counted = one_where<T>(code >= 0);
-                tile.labels[c * CELLS + k] = one_where<T>(code == 1);
-                tile.counted[c * CELLS + k] = counted;
-                tile.present[k] = counted > 0 ? counted : tile.present[k];
-                tile.invalid += one_where<T>(code == INVALID);
-            }
-        tile.counted_stride = CELLS;
-    } else {
-        const int first_class = plan.classes == 1 ? 1 : 0;
+    for (int c = 0; c < (a.per_channel ? plan.classes : 1); ++c, plane += strides[CHANNEL])
         for (int k = 0; k < CELLS; ++k) {
-            const Vector<T> code = read_codes<T>(starts[k], strides[WIDTH], cells[k].live, rule);
-            tile.present[k] = tile.counted[k] = one_where<T>(code >= 0);
-            for (int c = 0; c < plan.classes; ++c) tile.labels[c * CELLS + k] = one_where<T>(code == T(first_class + c));
-            tile.invalid += one_where<T>(code == INVALID);
+            const Label* from = plane + cells[k].row * strides[HEIGHT] + cells[k].vector * LANES<T> * strides[WIDTH];
+            codes[c * CELLS + k] = read_codes<T>(from, strides[WIDTH], cells[k].live, rule);
         }
-        tile.counted_stride = 0;
+}
+
+template <class T>
+void read_codes(const Plan<T>& plan, const Block& block, const Cell* cells, Vector<T>* codes) {
+    switch (plan.a.label_type) {
+        case LabelType::uint8: return read_codes<T, uint8_t>(plan, block, cells, codes);
+        case LabelType::int8: return read_codes<T, int8_t>(plan, block, cells, codes);
+        case LabelType::int16: return read_codes<T, int16_t>(plan, block, cells, codes);
+        case LabelType::int32: return read_codes<T, int32_t>(plan, block, cells, codes);
+        case LabelType::int64: return read_codes<T, int64_t>(plan, block, cells, codes);
+        case LabelType::float32: return read_codes<T, float>(plan, block, cells, codes);
+        case LabelType::float64: return read_codes<T, double>(plan, block, cells, codes);
+        case LabelType::float16: return read_codes<T, Float16>(plan, block, cells, codes);
+        case LabelType::bfloat16: return read_codes<T, BFloat16>(plan, block, cells, codes);
     }
-    for (int k = 0; k < CELLS; ++k) least_present = tile.present[k] < least_present ? tile.present[k] : least_present;
-    tile.all_present = all_of<T>(least_present);
 }
 
 template <class T>
 void read_target(const Plan<T>& plan, const Block& block, const Cell* cells, TargetTile<T>& tile) {
-    switch (plan.a.label_type) {
-        case LabelType::uint8: return read_target<T, uint8_t>(plan, block, cells, tile);
-        case LabelType::int8: return read_target<T, int8_t>(plan, block, cells, tile);
-        case LabelType::int16: return read_target<T, int16_t>(plan, block, cells, tile);
-        case LabelType::int32: return read_target<T, int32_t>(plan, block, cells, tile);
-        case LabelType::int64: return read_target<T, int64_t>(plan, block, cells, tile);
-        case LabelType::float32: return read_target<T, float>(plan, block, cells, tile);
-        case LabelType::float64: return read_target<T, double>(plan, block, cells, tile);
-        case LabelType::float16: return read_target<T, Float16>(plan, block, cells, tile);
-        case LabelType::bfloat16: return read_target<T, BFloat16>(plan, block, cells, tile);
-    }
+    const bool per_channel = plan.a.per_channel;
+    const int first_class = plan.classes == 1 ? 1 : 0;
+    Vector<T>* const codes = tile.counted;  // which they become, in place
+    read_codes(plan, block, cells, codes);
+    Vector<T> invalid = zero<T>();
+#pragma GCC unroll 8
+    for (int k = 0; k < CELLS; ++k) tile.present[k] = zero<T>();
+    for (int c = 0; c < plan.classes; ++c)
+        for (int k = 0; k < CELLS; ++k) {
+            const Vector<T> code = codes[(per_channel ? c : 0) * CELLS + k];
+            tile.labels[c * CELLS + k] = one_where<T>(code == T(per_channel ? 1 : first_class + c));
+        }
+    for (int c = 0; c < (per_channel ? plan.classes : 1); ++c)
+        for (int k = 0; k < CELLS; ++k) {
+            const Vector<T> code = codes[c * CELLS + k], counted = one_where<T>(code >= 0);
+            codes[c * CELLS + k] = counted;
+            tile.present[k] = counted > 0 ? counted : tile.present[k];
+            invalid += one_where<T>(code == INVALID);
+        }
+    tile.invalid += invalid;
+    tile.counted_stride = per_channel ? CELLS : 0;
+    Vector<T> least = tile.present[0];
+    for (int k = 1; k < CELLS; ++k) least = tile.present[k] < least ? tile.present[k] : least;
+    tile.all_present = all_of<T>(least);
 }
 
 // Adds the tile's pixels to the counts.

@@ -38,7 +38,7 @@ PROSMA_INLINE Vector<float> exponential_of_negative(Vector<float> x) {
 // e^x for x up to 88, shorter by two multiply-adds: relative error 1e-7 at 0, and 4e-8 * |x| more. Below -86.6 it stays
 // at e^-86.6. The polynomial is minimax for 2^r, |r| <= 1/2.
 PROSMA_INLINE Vector<float> exponential(Vector<float> x) {
-    const Vector<float> bounded = x < -86.6f ? broadcast<float>(-86.6f) : x;  // a NaN passes
+    const Vector<float> bounded = larger_of(broadcast<float>(-86.6f), x);  // a NaN passes
     const Vector<float> shifted = bounded * 1.44269504f + 12582912.0f;        // 1.5 * 2^23: rounds to the nearest integer
     const Vector<float> n = shifted - 12582912.0f;
     const Vector<float> r = bounded * 1.44269504f - n;

@@ -138,6 +138,18 @@ PROSMA_INLINE void transpose(Vector<T>* square) {
     }
 }
 
+// The larger of each pair of lanes; where one is NaN, the second. (Of a comparison and a choice the compiler makes two
+// instructions if one operand is a constant.)
+PROSMA_INLINE Vector<float> larger_of(Vector<float> first, Vector<float> second) {
+#if defined(PROSMA_AVX512)
+    return (Vector<float>)_mm512_maskz_max_ps(__mmask16(0xffff), (__m512)first, (__m512)second);
+#elif defined(__AVX2__)
+    return (Vector<float>)_mm256_max_ps((__m256)first, (__m256)second);
+#else
+    return first > second ? first : second;
+#endif
+}
+
 template <class T>
 PROSMA_INLINE Vector<T> absolute(Vector<T> values) {
     return values < 0 ? -values : values;
