@@ -180,6 +180,7 @@ void backward_item(const Plan<Compute<S>>& plan, int64_t item, void* scratch, Co
             }
         },
         [&] { work.parameters.flush(partial); });
+    finish_streaming();
 }
 
 // Where the gradients of the parameters lie in an item's doubles, and where they are stored.

@@ -174,9 +174,15 @@ void take_levels(const Plan<Compute<S>>& plan, const Block& block, const Cell* c
 
 // The way back.
 
+// From here on a level's gradient is written past the caches, which saves reading it first.
+constexpr int64_t STREAMING_BYTES = 8 << 20;
+
 template <class S>
 void write_tile(const Plan<Compute<S>>& plan, int number, const Block& block, const Cell* cells, const Vector<Compute<S>>* gradient) {
     using T = Compute<S>;
+    int64_t bytes = sizeof(S);
+    for (int axis = 0; axis < AXES; ++axis) bytes *= plan.a.sizes[axis];
+    const bool streaming = bytes >= STREAMING_BYTES;
     const Tensor& grad = plan.a.levels[number].grad;
     const int64_t* strides = grad.strides;
     S* plane = const_cast<S*>(start_of<S>(grad, block.batch, block.plane));
@@ -184,7 +190,10 @@ void write_tile(const Plan<Compute<S>>& plan, int number, const Block& block, co
         for (int k = 0; k < CELLS; ++k) {
             if (!cells[k].live) continue;
             S* to = plane + cells[k].row * strides[HEIGHT] + cells[k].vector * LANES<T> * strides[WIDTH];
-            write_lanes<S>(to, strides[WIDTH], cells[k].live, gradient[c * CELLS + k]);
+            if (streaming && strides[WIDTH] == 1 && cells[k].live == LANES<T>)
+                stream_vector<S>(to, gradient[c * CELLS + k]);
+            else
+                write_lanes<S>(to, strides[WIDTH], cells[k].live, gradient[c * CELLS + k]);
         }
 }
 
