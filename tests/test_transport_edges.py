@@ -126,6 +126,17 @@ def test_an_empty_batch(implementation: Implementation, operator: str) -> None:
 
 
 @pytest.mark.parametrize("gradient", ["unrolled", "implicit"])
+@pytest.mark.parametrize("size", [(3, 1, 9), (3, 9, 1), (3, 1, 1)], ids=str)
+def test_one_row_and_one_column(implementation: Implementation, size: tuple[int, int, int], gradient: str) -> None:
+    """The masses decide the plan alone, and no score has a gradient, but for rounding."""
+    scores = torch.randn(size, requires_grad=True)
+    plan = transport_plan(scores, gradient=gradient, iterations=3)
+    torch.testing.assert_close(plan, torch.full(size, 1 / (size[1] * size[2])))
+    (slope,) = torch.autograd.grad(plan, scores, torch.randn(size))
+    torch.testing.assert_close(slope, torch.zeros(size), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["unrolled", "implicit"])
 def test_items_without_a_token(implementation: Implementation, gradient: str) -> None:
     """A plan of zeros, potentials of -inf, gradients of zero: no NaN, and none at the others."""
     mask = torch.ones(3, 6, dtype=torch.bool)
