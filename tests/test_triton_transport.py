@@ -19,7 +19,11 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 # What decides about the way: tiles of 4 rows in one launch; no item in one launch; scores of one item at a time; none.
 WAYS = {
     "one launch": {"WHOLE_NUMBERS": 128, "WHOLE_NUMBERS_EXACT": 128},
-    "one item at a time": {"WHOLE_NUMBERS": 128, "WHOLE_NUMBERS_EXACT": 128, "MOST_SCRATCH": 2 * (19 * 18 + 200) * 8},
+    "one item at a time": {
+        "WHOLE_NUMBERS": 128,
+        "WHOLE_NUMBERS_EXACT": 128,
+        "MOST_SCRATCH": 2 * (17 * 9 + 2 * (3 * 17 + 9)) * 8,
+    },
     "halves": {"LARGEST_WHOLE": 0},
     "recomputed": {"LARGEST_WHOLE": 0, "MOST_SCRATCH": 0},
 }
@@ -71,9 +75,9 @@ SETTING = """
 
 
     def some_masses(batch, rows, columns):
-        # Zeros in the first item, no row in the third, no column in the fourth.
+        # Zeros in the first item, no row in the second, no column in the third.
         masses = []
-        for dead, size in ((2, rows), (3, columns)):
+        for dead, size in ((1, rows), (2, columns)):
             mass = torch.rand(batch, size, dtype=torch.float64) + 0.1
             mass[0, 1] = 0
             mass[dead:dead + 1] = 0
@@ -82,22 +86,26 @@ SETTING = """
 """
 PLAN = """
     for dtype, epsilon, scale, tolerance in CASES:
-        batch, n, p, iterations = 4, 19, 18, 3
+        batch, n, p, iterations = 3, 17, 9, 2
         a, b = some_masses(batch, n, p)
         scores = (drawn(n, batch, p) * scale).to(dtype).transpose(0, 1)
         scores[0, 1], scores[0, :, 1] = float("nan"), float("inf")
         incoming = drawn(1, n, p, dtype=dtype).expand(batch, -1, -1)
         grads = [g.to(torch.promote_types(dtype, torch.float32)) for g in (drawn(batch, n), drawn(batch, p))]
-        for keep in (iterations, 1):
-            found = compare("plan_forward", scores, a, b, epsilon, iterations, tolerance, keep, True)
-            compare("plan_backward", incoming, *grads, scores, a, b, found[3], found[4], epsilon, keep > 1)
+        found = compare("plan_forward", scores, a, b, epsilon, iterations, tolerance, iterations, True)
+        saved = (scores, a, b, found[3], found[4], epsilon)
+        compare("plan_backward", incoming, *grads, *saved, True)
+        if epsilon == 0.5:
+            # A gradient of the potentials alone has no solution: it has to be one of the plan.
+            saved = (scores, a, b, found[3][:, -1:], found[4], epsilon)
+            compare("plan_backward", incoming, None, None, *saved, False)
     print("done")
 """
 # dtype, epsilon, the scores' scale, tolerance
-CASES = "[(torch.float32, 0.5, 1.0, 0.0), (torch.float64, 0.02, 3.0, 0.4)]"
+CASES = "[(torch.float32, 0.5, 1.0, 0.2), (torch.float64, 0.02, 3.0, 0.0)]"
 ALIGN = """
     for dtype, score, unrolled in CASES:
-        batch, heads, n, p, depth, iterations = 4, 2, 19, 18, 17, 2
+        batch, heads, n, p, depth, iterations = 2, 2, 17, 9, 17, 2
         a, b = some_masses(batch, n, p)
         tokens, supports = drawn(batch, n, depth, dtype=dtype), drawn(heads, depth, p, dtype=dtype).mT
         tokens[0, 1], supports[:, 1:1] = float("nan"), 0
@@ -110,20 +118,21 @@ ALIGN = """
 """
 
 
-@pytest.mark.parametrize("way", ["one launch", "halves"])
+@pytest.mark.parametrize("way", ["one launch", pytest.param("halves", marks=pytest.mark.slow)])
 def test_plan(python: Run, way: str) -> None:
     cases = f"    CASES = {CASES}\n"
     done = python(SETTING % (WAYS[way],) + cases + PLAN, TRITON_INTERPRET="1")
     assert done.stdout == "done\n", done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["one launch", *(pytest.param(way, marks=pytest.mark.slow) for way in [*WAYS][1:])])
 def test_align(python: Run, way: str) -> None:
     cases = "    CASES = [(torch.float32, 1, True), (torch.float64, 0, False)]\n"
     done = python(SETTING % (WAYS[way],) + cases + ALIGN, TRITON_INTERPRET="1")
     assert done.stdout == "done\n", done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_half_tokens(python: Run) -> None:
     cases = "    CASES = [(torch.bfloat16, 0, True), (torch.float16, 1, True)]\n"
     done = python(SETTING % (WAYS["one launch"],) + cases + ALIGN, TRITON_INTERPRET="1")
@@ -133,7 +142,7 @@ def test_half_tokens(python: Run) -> None:
 def test_apply(python: Run) -> None:
     code = """
     for dtype, score, columns_side in ((torch.float32, 0, True), (torch.float64, 1, False), (torch.bfloat16, 1, True)):
-        batch, heads, n, p, depth, width = 2, 2, 19, 18, 17, 9
+        batch, heads, n, p, depth, width = 2, 2, 17, 9, 17, 9
         a, b = some_masses(batch, n, p)
         tokens, supports = drawn(batch, n, depth, dtype=dtype), drawn(heads, p, depth, dtype=dtype)
         found = reference.align_forward(tokens.double(), supports.double(), a, b, score, 1.0, 3, 0.0, 1)
@@ -156,7 +165,7 @@ def test_extremes_are_finite_and_columns_exact(python: Run) -> None:
     for scale, epsilon in ((1e4, 1e-4), (1e30, 1.0), (10.0, 1e-4), (100.0, 0.01)):
         a, b = some_masses(2, 9, 7)
         scores = (drawn(2, 9, 7) * scale).float()
-        plan, row, column, history, count = kernels.plan_forward(scores, a, b, epsilon, 3, 0.0, 3, True)
+        plan, row, column, history, count = kernels.plan_forward(scores, a, b, epsilon, 2, 0.0, 2, True)
         assert plan.isfinite().all() and (plan >= 0).all() and history.isfinite().all()
         assert torch.allclose(plan.double().sum(dim=1), b, rtol=1e-5, atol=0.0), (scale, epsilon)
         for unrolled in (True, False):
@@ -172,11 +181,11 @@ def test_extremes_are_finite_and_columns_exact(python: Run) -> None:
 
 def test_an_item_is_what_it_is_alone(python: Run) -> None:
     code = """
-    a, b = some_masses(2, 19, 18)
-    scores = drawn(2, 19, 18).float()
-    together = kernels.plan_forward(scores, a, b, 0.1, 6, 0.1, 6, True)
+    a, b = some_masses(2, 9, 7)
+    scores = drawn(2, 9, 7).float()
+    together = kernels.plan_forward(scores, a, b, 0.1, 4, 0.1, 4, True)
     for i in range(2):
-        alone = kernels.plan_forward(scores[i:i + 1], a[i:i + 1], b[i:i + 1], 0.1, 6, 0.1, 6, True)
+        alone = kernels.plan_forward(scores[i:i + 1], a[i : i + 1], b[i : i + 1], 0.1, 4, 0.1, 4, True)
         assert all(torch.equal(x[i:i + 1], y) for x, y in zip(together, alone, strict=True))
     print("done")
     """

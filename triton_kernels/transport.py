@@ -3,10 +3,10 @@
     f_i = epsilon * (log a_i - logsumexp_j((S_ij + g_j) / epsilon))      T_ij = exp((S_ij + f_i + g_j) / epsilon)
     g_j = epsilon * (log b_j - logsumexp_i((S_ij + f_i) / epsilon))      moved = T^T v  or  T v
 
-How it is cut into launches: an item of up to 2^20 scores in up to 4096 columns is one program's, which does all
-iterations in one launch (transport_iterations.py), back too (transport_unrolled.py, transport_implicit.py); a larger one
-takes a launch half an iteration, of many programs an item. Whether an item has converged is decided on the device. The
-plan is made in a second launch, of tiles. Which way an item goes depends on n, p, D and dtype alone.
+An item of up to 2^20 scores in up to 4096 columns is one program's, which does all iterations in one launch
+(transport_iterations.py), back too (transport_unrolled.py, transport_implicit.py). A larger one takes a launch half an
+iteration, of many programs an item. Whether an item has converged is decided on the device. The plan is made in a
+second launch, of tiles. Which way an item goes depends on n, p, D and dtype alone.
 
 Scores of tokens and a reference are written down, for as many items at a time as fit 64 MB; where those of one item do
 not, every kernel makes its tile of them again by `tl.dot`. Neither the plan nor its gradient is ever stored for them.

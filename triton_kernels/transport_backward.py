@@ -32,6 +32,8 @@ from .transport_unrolled import columns_back_kernel, rows_back_kernel, whole_bac
 
 # Conjugate gradients find what they can in as many steps as there are unknowns; each takes three launches.
 MOST_STEPS = 500
+# With 4 warps ptxas stays at 80 registers for sm_90 and spills 8 bytes; with 2 it takes 128 and does not.
+SUM_WARPS = 2
 # Parts of the batch whose gradients of the reference are made side by side.
 MOST_PARTS = 32
 
@@ -154,7 +156,7 @@ def slope_sums(slope: Slope, rows: bool) -> Tensor:
         COMPUTE=slope.problem.compute,
         KIND=slope.kind,
         OWN_ROWS=rows,
-        num_warps=WARPS,
+        num_warps=SUM_WARPS,
     )
     return sums
 
@@ -180,7 +182,7 @@ def write_slope(slope: Slope, dscores: Tensor) -> None:
         COMPUTE=slope.problem.compute,
         KIND=slope.kind,
         OWN_ROWS=True,
-        num_warps=WARPS,
+        num_warps=SUM_WARPS,
     )
 
 
