@@ -162,15 +162,15 @@ def test_apply(python: Run) -> None:
 def test_extremes_are_finite_and_columns_exact(python: Run) -> None:
     """Where float64 potentials are no better than noise, and where whole columns underflow in the first sweep."""
     code = """
-    for scale, epsilon in ((1e4, 1e-4), (1e30, 1.0), (10.0, 1e-4), (100.0, 0.01)):
-        a, b = some_masses(2, 9, 7)
-        scores = (drawn(2, 9, 7) * scale).float()
+    for scale, epsilon in ((1e4, 1e-4), (1e30, 1.0), (10.0, 1e-4)):
+        a, b = some_masses(1, 9, 7)
+        scores = (drawn(1, 9, 7) * scale).float()
         plan, row, column, history, count = kernels.plan_forward(scores, a, b, epsilon, 2, 0.0, 2, True)
         assert plan.isfinite().all() and (plan >= 0).all() and history.isfinite().all()
         assert torch.allclose(plan.double().sum(dim=1), b, rtol=1e-5, atol=0.0), (scale, epsilon)
         for unrolled in (True, False):
             saved = history if unrolled else history[:, -1:]
-            incoming = drawn(2, 9, 7).float()
+            incoming = drawn(1, 9, 7).float()
             slope = kernels.plan_backward(incoming, None, None, scores, a, b, saved, count, epsilon, unrolled)
             assert slope.isfinite().all(), (scale, epsilon, unrolled)
     print("done")

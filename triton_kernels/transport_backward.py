@@ -32,8 +32,8 @@ from .transport_unrolled import columns_back_kernel, rows_back_kernel, whole_bac
 
 # Conjugate gradients find what they can in as many steps as there are unknowns; each takes three launches.
 MOST_STEPS = 500
-# With 4 warps ptxas stays at 80 registers for sm_90 and spills 8 bytes; with 2 it takes 128 and does not.
-SUM_WARPS = 2
+# With 4 warps ptxas stays at 80 registers for sm_90 and spills 8 bytes, with 8 at 76 and spills none.
+SUM_WARPS = 8
 # Parts of the batch whose gradients of the reference are made side by side.
 MOST_PARTS = 32
 

@@ -197,17 +197,22 @@ def score_tile(
 
 
 @triton.jit
-def _logits(scores, potential, own, other, AXIS: tl.constexpr, COMPUTE: tl.constexpr):
-    """S + potential as two numbers; -inf where a line takes no part. The potential belongs to the lines along AXIS."""
+def _logits(scores, potential, own, other, scale, AXIS: tl.constexpr, COMPUTE: tl.constexpr):
+    """S + potential as two numbers; -inf where a line takes no part. The potential belongs to the lines along AXIS.
+
+    The second is bounded by what makes a factor of 2: where |S| / epsilon passes 10^7 it would be larger, and the
+    greatest of the first numbers, which is taken out, would not be the greatest of the sums.
+    """
     high, low = halves(potential, COMPUTE)
     logits, lost = added(scores, tl.expand_dims(high, 1 - AXIS), COMPUTE)
-    return tl.where(own[:, None] & other[None, :], logits, float("-inf")), lost + tl.expand_dims(low, 1 - AXIS)
+    rest = tl.minimum(tl.maximum(lost + tl.expand_dims(low, 1 - AXIS), -1.0 / scale), 1.0 / scale)
+    return tl.where(own[:, None] & other[None, :], logits, float("-inf")), rest
 
 
 @triton.jit
 def exponentials(scores, potential, own, other, scale, AXIS: tl.constexpr, COMPUTE: tl.constexpr):
     """exp((S + potential - top) / epsilon) and top, the maximum along AXIS, of the lines that take part."""
-    logits, rest = _logits(scores, potential, own, other, AXIS, COMPUTE)
+    logits, rest = _logits(scores, potential, own, other, scale, AXIS, COMPUTE)
     top = tl.max(logits, axis=AXIS)
     safe = tl.expand_dims(tl.where(top == float("-inf"), 0.0, top), AXIS)
     return tl.exp2(((logits - safe) + rest) * scale), top
@@ -216,7 +221,7 @@ def exponentials(scores, potential, own, other, scale, AXIS: tl.constexpr, COMPU
 @triton.jit
 def exponentials_under(scores, potential, top, own, other, scale, AXIS: tl.constexpr, COMPUTE: tl.constexpr):
     """As `exponentials`, with a maximum that is known already."""
-    logits, rest = _logits(scores, potential, own, other, AXIS, COMPUTE)
+    logits, rest = _logits(scores, potential, own, other, scale, AXIS, COMPUTE)
     safe = tl.expand_dims(tl.where(top == float("-inf"), 0.0, top), AXIS)
     return tl.exp2(((logits - safe) + rest) * scale)
 
