@@ -296,7 +296,7 @@ def test_the_number_of_threads_changes_no_bit(level: str, size: tuple[int, int, 
     for changes in ({}, {"mask": "ragged", "stops": True, "iterations": 12}, {"gradient": "implicit"}):
         if (operator == "apply_plan" and changes) or (operator == "sinkhorn" and "gradient" in changes):
             continue
-        problem = example(operator, size, features=9, epsilon=2.0, **changes)
+        problem = example(operator, size, features=9, **changes)
         one = with_threads(1, problem)
         for threads in (2, 3, 2):
             for name, found in with_threads(threads, problem).items():
