@@ -59,6 +59,7 @@ PYBIND11_MODULE(_native, module) {
     prosma::bindings::proximal_gate(module);
     prosma::bindings::logit_mixing(module);
     prosma::bindings::codebook(module);
+    prosma::bindings::transport(module);
 
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     module.def("fma_rate", [](int threads, double seconds, bool double_precision) {

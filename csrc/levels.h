@@ -33,6 +33,10 @@ struct Level {
     bool (*mixed_logit_statistics_backward)(const MixingArguments&);
     bool (*nearest_code_forward)(const NearestArguments&);
     bool (*code_statistics_forward)(const StatisticsArguments&);
+    bool (*transport_forward)(const TransportArguments&);
+    bool (*transport_backward)(const TransportArguments&);
+    bool (*apply_plan_forward)(const ApplyArguments&);
+    bool (*apply_plan_backward)(const ApplyArguments&);
 };
 
 #define PROSMA_LEVEL_ENTRY(level, processor_has_it)                                                              \
@@ -41,7 +45,8 @@ struct Level {
             level::soft_threshold_forward, level::soft_threshold_backward, level::fma_rate, level::exp_rate,      \
             level::copy_rate,                                                                                    \
             level::mixed_logit_statistics_forward, level::mixed_logit_statistics_backward,                        \
-            level::nearest_code_forward, level::code_statistics_forward                                           \
+            level::nearest_code_forward, level::code_statistics_forward, level::transport_forward,                 \
+            level::transport_backward, level::apply_plan_forward, level::apply_plan_backward                       \
     }
 
 // Slowest first.

@@ -22,6 +22,7 @@ extern const Level* selected;
 void proximal_gate(py::module_& module);
 void logit_mixing(py::module_& module);
 void codebook(py::module_& module);
+void transport(py::module_& module);
 
 // Fills `to` from a tuple of the leading axes (B, C) and one to three spatial ones, which are the last of D, H, W.
 inline void spread(const py::tuple& from, int64_t missing, int64_t* to) {

@@ -8,6 +8,7 @@
 #include "../codebook.h"
 #include "../logit_mixing.h"
 #include "../proximal_gate.h"
+#include "../transport.h"
 
 namespace prosma::PROSMA_LEVEL {
 
@@ -20,5 +21,9 @@ bool mixed_logit_statistics_forward(const MixingArguments& arguments);
 bool mixed_logit_statistics_backward(const MixingArguments& arguments);
 bool nearest_code_forward(const NearestArguments& arguments);
 bool code_statistics_forward(const StatisticsArguments& arguments);
+bool transport_forward(const TransportArguments& arguments);
+bool transport_backward(const TransportArguments& arguments);
+bool apply_plan_forward(const ApplyArguments& arguments);
+bool apply_plan_backward(const ApplyArguments& arguments);
 
 }  // namespace prosma::PROSMA_LEVEL

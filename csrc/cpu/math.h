@@ -71,6 +71,59 @@ PROSMA_INLINE Vector<float> logarithm(Vector<float> x) {
     return x == x ? result : x;
 }
 
+// e^x for every x: 0 below -87, where floats lose their last bits, and no more than e^88 above. Lanes of NaN are not kept.
+PROSMA_INLINE Vector<float> exponential_or_zero(Vector<float> x) {
+    const Vector<float> low = broadcast<float>(-87.0f), high = broadcast<float>(88.0f);
+    const Vector<float> bounded = x < low ? low : x > high ? high : x;
+    return x < low ? zero<float>() : exponential_of_negative(bounded);
+}
+
+// The same to 2e-16 for |x| < 700: 0 below, no more than e^709 above. The series of e^r ends at r^13 / 13!, 1.6e-16.
+PROSMA_INLINE Vector<double> exponential_or_zero(Vector<double> x) {
+    const Vector<double> low = broadcast<double>(-708.0), high = broadcast<double>(709.0);
+    const Vector<double> bounded = x < low ? low : x > high ? high : x;
+    const Vector<double> shifted = bounded * 1.4426950408889634 + 6755399441055744.0;  // 1.5 * 2^52
+    const Vector<double> n = shifted - 6755399441055744.0;
+    const Vector<double> r = (bounded - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;
+    Vector<double> series = r * (1.0 / 6227020800) + 1.0 / 479001600;
+    series = series * r + 1.0 / 39916800;
+    series = series * r + 1.0 / 3628800;
+    series = series * r + 1.0 / 362880;
+    series = series * r + 1.0 / 40320;
+    series = series * r + 1.0 / 5040;
+    series = series * r + 1.0 / 720;
+    series = series * r + 1.0 / 120;
+    series = series * r + 1.0 / 24;
+    series = series * r + 1.0 / 6;
+    series = series * r + 0.5;
+    series = series * r * r + r + 1.0;
+    const Mask<double> exponent =
+        (bits_of<Mask<double>>(shifted) - bits_of<Mask<double>>(broadcast<double>(6755399441055744.0)) + 1023) << 52;
+    return x < low ? zero<double>() : series * bits_of<Vector<double>>(exponent);
+}
+
+// log(x) for positive normal x, to 2 ulp: x = 2^n m with m around 1, and log(m) = 2 artanh((m - 1) / (m + 1)) by its series,
+// which ends at s^23 / 23, 6e-18 of the first term for |s| <= 0.172.
+PROSMA_INLINE Vector<double> logarithm_of_normal(Vector<double> x) {
+    const Mask<double> bits = bits_of<Mask<double>>(x);
+    const Mask<double> above = bits - 0x3fe6a09e667f3bcdLL;  // from sqrt(1/2)
+    const Mask<double> n = above >> 52;
+    const Vector<double> m = bits_of<Vector<double>>(bits - (n << 52));
+    const Vector<double> s = (m - 1.0) / (m + 1.0), square = s * s;
+    Vector<double> series = square * (1.0 / 23) + 1.0 / 21;
+    series = series * square + 1.0 / 19;
+    series = series * square + 1.0 / 17;
+    series = series * square + 1.0 / 15;
+    series = series * square + 1.0 / 13;
+    series = series * square + 1.0 / 11;
+    series = series * square + 1.0 / 9;
+    series = series * square + 1.0 / 7;
+    series = series * square + 1.0 / 5;
+    series = series * square + 1.0 / 3;
+    const Vector<double> whole = __builtin_convertvector(n, Vector<double>);
+    return whole * 0.693147180369123816490 + (2.0 * s + (2.0 * s * square * series + whole * 1.90821492927058770002e-10));
+}
+
 // Near 0 by its odd series (the quotient below would cancel), elsewhere 1 - 2 / (e^2|x| + 1).
 PROSMA_INLINE Vector<float> hyperbolic_tangent(Vector<float> x) {
     const Vector<float> magnitude = absolute<float>(x);
