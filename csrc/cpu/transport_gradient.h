@@ -159,9 +159,9 @@ private:
             const double before = m_.earlier[j] - base[j], after = m_.later[j] - base[j];
             within = within & (::fabs(before) <= REACH<T>) & (::fabs(after) <= REACH<T>);
         }
-        if (!within) return false;
-        for (int64_t j = 0; j < columns_; ++j)
-            within = within & (m_.later[j] - base[j] - ::log(s_.column_mass[j]) <= REACH_OVER_MASS<T>);
+        const double heavy = ::exp(REACH<T> - REACH_OVER_MASS<T>);
+        for (int64_t j = 0; j < columns_ && within; ++j)
+            within = s_.column_mass[j] >= heavy || m_.later[j] - base[j] - ::log(s_.column_mass[j]) <= REACH_OVER_MASS<T>;
         return within;
     }
 

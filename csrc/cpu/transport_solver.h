@@ -40,7 +40,7 @@ struct SolverMemory {
         u = arena.take<T>(rows);
         v = arena.take<T>(cut.length);
         row_sums = arena.take<T>(rows);
-        kernel = arena.take<T>(cut.kept ? rows * cut.length : 0);
+        kernel = cut.kept ? arena.take<T>(rows * cut.length) : nullptr;
         within = arena.take<bool>(chunks);
     }
 };

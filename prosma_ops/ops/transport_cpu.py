@@ -212,12 +212,13 @@ def apply_forward(
     dtype = compute_dtype(tokens.dtype)
     parameters = native.parameters(dtype, reference, row, column, values)
     out = _empty((batch, heads, columns, width) if columns_side else (batch, rows, width), dtype)
+    place, *others = native.pointers(parameters)
     native.required().apply_plan_forward(
         *_work(tokens, batch, heads, rows, columns, depth, width),
         *_placed(tokens),
-        parameters[0].data_ptr(),
+        place,
         score == 1,
-        *native.pointers(parameters[1:]),
+        *others,
         columns_side,
         epsilon,
         out.data_ptr(),
