@@ -230,7 +230,8 @@ void transpose_part(int classes, const Vector<T>* part, T* columns) {
         }
 }
 
-// sums[row][column] += sum over the tile's pixels of gradient[row][pixel] * columns[pixel][column].
+// sums[row][column] += sum over the tile's pixels of gradient[row][pixel] * columns[pixel][column]. The tile's sum is
+// formed by itself: one chain over all pixels until they go on in double was 18 eps off where eager PyTorch is 1.
 template <class T>
 void add_outer_product(int rows, const Vector<T>* gradient, int64_t stride, const T* columns, T* sums) {
     constexpr int MOST_ROWS = 12, PIXELS = CELLS * LANES<T>;
@@ -241,12 +242,15 @@ void add_outer_product(int rows, const Vector<T>* gradient, int64_t stride, cons
             const T* from = reinterpret_cast<const T*>(gradient + first * CELLS);
             for (int64_t group = 0; group < stride; group += LANES<T>) {
                 Vector<T> own[known.value];
-                for (int r = 0; r < known.value; ++r) own[r] = load<T>(sums + (first + r) * stride + group);
+                for (int r = 0; r < known.value; ++r) own[r] = zero<T>();
                 for (int pixel = 0; pixel < PIXELS; ++pixel) {
                     const Vector<T> values = load<T>(columns + pixel * stride + group);
                     for (int r = 0; r < known.value; ++r) own[r] += from[r * PIXELS + pixel] * values;
                 }
-                for (int r = 0; r < known.value; ++r) store<T>(sums + (first + r) * stride + group, own[r]);
+                for (int r = 0; r < known.value; ++r) {
+                    T* const to = sums + (first + r) * stride + group;
+                    store<T>(to, load<T>(to) + own[r]);
+                }
             }
         });
         first += count;
