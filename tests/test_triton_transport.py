@@ -34,11 +34,11 @@ SETTING = """
 
     from prosma_ops.reference import transport as reference
     from prosma_ops.triton_kernels import transport as kernels
-    from prosma_ops.triton_kernels import transport_backward, transport_problem
+    from prosma_ops.triton_kernels import transport_problem
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    transport_problem.SIDE = transport_problem.GRADIENT_SIDE = transport_backward.GRADIENT_SIDE = 16
+    transport_problem.SIDE = 16
     for name, value in %r.items():
         setattr(transport_problem, name, value)
     FLOOR = {torch.float64: 1e-9, torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}

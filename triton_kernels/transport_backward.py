@@ -13,7 +13,7 @@ from .transport_forward import half_step
 from .transport_gradients import move_kernel, scores_gradient_kernel, slope_sums_kernel
 from .transport_implicit import conjugate_kernel, plan_product_kernel, whole_solve_kernel
 from .transport_problem import (
-    GRADIENT_SIDE,
+    MOVE_WARPS,
     NOTHING,
     WARPS,
     WHOLE_NUMBERS_EXACT,
@@ -55,7 +55,7 @@ class Slope:
 
     def side(self, rows: bool) -> tuple[Side, Tile]:
         side = self.problem.side(rows)
-        return side, pair_tile(side, self.rows_moved, self.columns_moved, most=GRADIENT_SIDE)
+        return side, pair_tile(side, self.rows_moved, self.columns_moved)
 
     def arguments(self, rows: bool) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """The tensors and their strides, as seen from the rows or from the columns."""
@@ -386,7 +386,7 @@ def move(
     side = slope.problem.side(rows)
     own_lines, other_lines = lines if rows else lines[::-1]
     matrix = headed_matrix(out if out.dim() == 4 else out.unsqueeze(1))
-    tile = pair_tile(side, slope.rows_moved, slope.columns_moved, *lines, values, out=matrix, most=GRADIENT_SIDE)
+    tile = pair_tile(side, slope.rows_moved, slope.columns_moved, *lines, values, out=matrix)
     tensors, strides = slope.arguments(rows)
     block = width_block(width)
     first, second = (out.shape[0], 1) if summed == "heads" else out.shape[:2]
@@ -420,5 +420,5 @@ def move(
         SLOPE=lines[0][0] is not None,
         DISTANCE=distance,
         WIDTH=block,
-        num_warps=WARPS,
+        num_warps=MOVE_WARPS,
     )

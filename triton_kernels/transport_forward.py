@@ -12,6 +12,7 @@ from .launch import launch
 from .transport_apply import align_kernel, scores_kernel
 from .transport_iterations import decide_kernel, half_step_kernel, plan_kernel, whole_kernel
 from .transport_problem import (
+    MOVE_WARPS,
     WARPS,
     Problem,
     bits,
@@ -233,5 +234,5 @@ def align(problem: Problem, final: Tensor, tokens: Tensor, aligned: Tensor) -> N
         TILE=tile,
         COMPUTE=problem.compute,
         WIDTH=block,
-        num_warps=WARPS,
+        num_warps=MOVE_WARPS,
     )

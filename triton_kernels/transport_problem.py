@@ -25,14 +25,14 @@ WIDEST_WHOLE = 4096
 WHOLE_NUMBERS = 4096
 WHOLE_NUMBERS_EXACT = 2048
 WHOLE_WARPS = 8
-# A side of the tiles that everything else works on; the second where scores, dT, dS and what is moved are in registers
-# at once, which at 64 takes 255 of them and spills.
-SIDE = 64
-GRADIENT_SIDE = 32
+# A side of the tiles that everything else works on: scores, dT, dS and what is moved are in registers at once, which
+# at 64 takes 255 of them and spills.
+SIDE = 32
 DEPTH = 16
 # The columns of what is moved that a program makes.
 WIDEST = 64
 WARPS = 4
+MOVE_WARPS = 8
 # Scratch of n x p numbers, in bytes.
 MOST_SCRATCH = 64 << 20
 
@@ -204,9 +204,9 @@ def _block(size: int, most: int) -> int:
     return min(max(power_of_two(size), 16), most)
 
 
-def pair_tile(side: Side, *more: Matrix, out: Matrix = NOTHING, most: int | None = None) -> Tile:
+def pair_tile(side: Side, *more: Matrix, out: Matrix = NOTHING) -> Tile:
     """The tile for everything but the iterations in one launch; `more` are the other matrices that are multiplied."""
-    most = (most or SIDE) * 4 // compute_dtype(side.own.dtype).itemsize
+    most = SIDE * 4 // compute_dtype(side.own.dtype).itemsize
     own, other = _block(side.own_size, most), _block(side.other_size, most)
     matrices = [(side.own, side.strides_own), (side.other, side.strides_other), *more]
     reach = max(extent((max(own, other, WIDEST),) * 2, strides[2:]) for _, strides in [*matrices, out])
@@ -234,5 +234,5 @@ def whole_tile(side: Side, most: int | None = None) -> Tile:
 
 
 def whole_warps(tile: Tile) -> int:
-    """16 numbers a thread, or fewer."""
-    return max(1, min(WHOLE_WARPS, tile.own * tile.other // 512))
+    """8 numbers a thread, or 16 where more warps would be needed for that."""
+    return max(1, min(WHOLE_WARPS, tile.own * tile.other // 256))
