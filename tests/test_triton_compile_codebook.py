@@ -63,7 +63,7 @@ def recorded_launches(case: str, monkeypatch: pytest.MonkeyPatch) -> list[Launch
 def check(target: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     launches = recorded_launches(case, monkeypatch)
     metric = CASES[case][5]
-    assert len(launches) == (7 if metric == "euclidean" else 6), "the middle, the rows, the product; and twice two"
+    assert len(launches) == (7 if metric == "euclidean" else 6), "the shift, the rows, the product; and twice two"
     seen: set[str] = set()
     for launch in launches:
         kernel = compile_without_spills(launch, target, case)

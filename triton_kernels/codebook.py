@@ -1,9 +1,9 @@
 """nearest_code and code_statistics in Triton.
 
-nearest_code: index = the first k with the least offset_k - <x - shift, row_k>, in three launches: the middle of the
-codes (D numbers); the rows and offsets of all codes, so that lengths and quotients are formed once, in float64; then a
-tile of tokens a program, which passes all codes by `tl.dot` with a running least score and its index in registers, and
-at the end copies the chosen rows. Floor: 2 N K D flops at the rate of the dot's precision; 2 N D numbers moved, once
+nearest_code: index = the first k with the least offset_k - <x - shift, row_k>, in three launches: the shift (D
+numbers); the rows and offsets of all codes, so that lengths and quotients are formed once, in float64; then a tile of
+tokens a program, which passes all codes by `tl.dot` with a running least score and its index in registers, and at the
+end copies the chosen rows. Floor: 2 N K D flops at the rate of the dot's precision; 2 N D numbers moved, once
 the codebook is in L2. Products are exact float32 unless `torch.set_float32_matmul_precision` allows TF32.
 
 code_statistics: no atomics, so the same bits every time. The tokens are sorted by index (torch.sort, stable); each
@@ -44,10 +44,7 @@ WIDE_NUMBERS = Tile(tokens=32, codes=32, numbers=16, warps=4)
 
 @triton.jit
 def _shift_kernel(ptr_codebook, ptr_shift, CODES: tl.constexpr, DIMENSIONS: tl.constexpr, COMPUTE: tl.constexpr):
-    """The middle of the finite codes in 32 dimensions, as a multiple of a power of two above half their width.
-
-    The exponent is read from the bits, as in frexp.
-    """
+    """Of 32 dimensions the finite value nearest to zero, if all codes lie on one side of it; else 0."""
     offs_number = tl.program_id(0) * 32 + tl.arange(0, 32)
     mask_number = offs_number < DIMENSIONS
     infinite = float("inf")
@@ -61,20 +58,8 @@ def _shift_kernel(ptr_codebook, ptr_shift, CODES: tl.constexpr, DIMENSIONS: tl.c
         finite = tl.abs(values) < infinite
         least = tl.minimum(least, tl.min(tl.where(finite, values, infinite), axis=0))
         most = tl.maximum(most, tl.max(tl.where(finite, values, -infinite), axis=0))
-    middle = least / 2 + most / 2
-    half = most / 2 - least / 2
-    if tl.float64 == COMPUTE:
-        power = (half.to(tl.int64, bitcast=True) >> 52) - 1022
-        step = ((tl.minimum(power, 1022) + 1023) << 52).to(tl.float64, bitcast=True)
-        inverse = ((1023 - tl.minimum(power, 1022)) << 52).to(tl.float64, bitcast=True)
-        in_reach = power <= 1022
-    else:
-        power = (half.to(tl.int32, bitcast=True) >> 23) - 126
-        step = ((tl.minimum(power, 126) + 127) << 23).to(tl.float32, bitcast=True)
-        inverse = ((127 - tl.minimum(power, 126)) << 23).to(tl.float32, bitcast=True)
-        in_reach = power <= 126
-    shift = tl.where(half > 0, tl.floor(middle * inverse + 0.5) * step, middle)
-    shift = tl.where((least <= most) & in_reach, shift, 0.0)
+    shift = tl.where(least > 0, least, tl.where(most < 0, most, 0.0))
+    shift = tl.where(least <= most, shift, 0.0)
     tl.store(ptr_shift + offs_number, shift, mask=mask_number)
 
 
@@ -327,12 +312,12 @@ def _placed(vectors: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
 
 
 def code_statistics(tokens: Tensor, index: Tensor, codes: int) -> tuple[Tensor, Tensor]:
-    """count and sum; every index is -1 or that of a code."""
+    """sum and count; every index is -1 or that of a code."""
     return _statistics(tokens, index, codes, compute_dtype(tokens.dtype))
 
 
 def nearest_code_backward(grad: Tensor, index: Tensor, codes: int, dtype: torch.dtype) -> Tensor:
-    return _statistics(grad, index, codes, dtype)[1]
+    return _statistics(grad, index, codes, dtype)[0]
 
 
 def _statistics(tokens: Tensor, index: Tensor, codes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -369,4 +354,4 @@ def _statistics(tokens: Tensor, index: Tensor, codes: int, dtype: torch.dtype) -
         **constants,
     )
     launch(_sums_kernel, codes * parts, partial, chunks, total, parts, device=device, num_warps=4, **constants)
-    return count, total
+    return total, count

@@ -1,6 +1,6 @@
 // nearest_code on the CPU: index = the first k with the least score, score_k = offset_k - <x - shift, row_k>.
 //
-//     euclidean   row = c - shift, offset = |row|^2 / 2      shift: near the middle of the codes, see shift_of
+//     euclidean   row = c - shift, offset = |row|^2 / 2      shift: moves codes that lie far away, see shift_of
 //     cosine      row = c / |c|,   offset = shift = 0
 //
 // A matrix product of 2 N K D flops, of which nothing is kept but a running least score and its index.
@@ -46,7 +46,7 @@ constexpr int64_t MOST_TILES_OF_TOKENS = 8;
 // Multiply-adds below which a second thread costs more than it saves.
 constexpr int64_t WORTH_A_THREAD = 1 << 19;
 constexpr int64_t STREAMED_BYTES = 8 << 20;
-constexpr int COLUMNS = 64;  // of the codebook, an item of the search for its middle
+constexpr int COLUMNS = 64;  // of the codebook, an item of the search for its shift
 
 constexpr int64_t divided_up(int64_t count, int64_t by) { return (count + by - 1) / by; }
 
@@ -102,17 +102,12 @@ struct Workspace {
     }
 };
 
-// The middle of the finite values from `least` to `most`, as a multiple of a power of two above half their distance:
-// codes and tokens on a grid stay on it, so exact ties stay exact, and codes around the origin have shift 0.
+// The value nearest to zero if all from `least` to `most` lie on one side of it, else 0: no row is longer than its code,
+// and rows are on the grid that the codes are on, so exact ties stay exact.
 template <class T>
 T shift_of(T least, T most) {
     if (!(least <= most)) return 0;  // no code is finite here
-    const T middle = least / 2 + most / 2, half = most / 2 - least / 2;
-    if (half == 0) return middle;
-    int exponent = 0;
-    ::frexp(double(half), &exponent);
-    const double shift = ::ldexp(::rint(::ldexp(double(middle), -exponent)), exponent);
-    return shift >= -LARGEST_FINITE<T> && shift <= LARGEST_FINITE<T> ? T(shift) : T(0);
+    return least > 0 ? least : most < 0 ? most : T(0);
 }
 
 // The shifts of COLUMNS dimensions.

@@ -1,5 +1,6 @@
 """Modules with parameters, and losses, built on the operators."""
 
+from .codebook import VectorQuantizer
 from .deep_supervision import DeepSupervisionLoss
 from .dice import DiceCELoss, DiceLoss
 from .logit_mixing import MixedLogitLoss, MutationLoss
@@ -14,4 +15,5 @@ __all__ = [
     "MutationLoss",
     "ProximalGate",
     "TransportAlign",
+    "VectorQuantizer",
 ]

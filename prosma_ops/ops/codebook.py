@@ -93,9 +93,11 @@ def code_statistics(tokens: Tensor, index: Tensor, codes: int) -> CodeStatistics
         index = index.to(torch.int64)
     if torch.compiler.is_exporting():
         _check_statistics(tokens, index, codes)
-        return CodeStatistics(*reference.code_statistics(tokens, index, codes))
-    run = _statistics if passes_through((tokens, index)) else _code_statistics
-    return CodeStatistics(*run(tokens, index, codes))
+        total, count = reference.code_statistics(tokens, index, codes)
+    else:
+        run = _statistics if passes_through((tokens, index)) else _code_statistics
+        total, count = run(tokens, index, codes)
+    return CodeStatistics(count, total)
 
 
 def _check_tokens(tokens: Tensor) -> None:
@@ -220,7 +222,7 @@ def _cpu_nearest(tokens: Tensor, codebook: Tensor, metric: str) -> tuple[Tensor,
 
 
 def _cpu_statistics(tokens: Tensor, index: Tensor, codes: int) -> tuple[Tensor, Tensor]:
-    count, total = _fake_statistics(tokens, index, codes)
+    total, count = _fake_statistics(tokens, index, codes)
     dtype, threads, _ = native.work(tokens)
     tokens, sizes, strides = _merged(tokens)
     index = index.contiguous()
@@ -229,11 +231,11 @@ def _cpu_statistics(tokens: Tensor, index: Tensor, codes: int) -> tuple[Tensor, 
     )
     if wrong:
         raise ValueError(OUT_OF_RANGE)
-    return count, total
+    return total, count
 
 
 def _cpu_nearest_backward(grad: Tensor, index: Tensor, codes: int, dtype: torch.dtype) -> Tensor:
-    return _cpu_statistics(grad, index, codes)[1].to(dtype)
+    return _cpu_statistics(grad, index, codes)[0].to(dtype)
 
 
 # Backend "triton": imported when it is first chosen.
@@ -319,7 +321,7 @@ def _fake_nearest_backward(grad: Tensor, index: Tensor, codes: int, dtype: torch
 def _fake_statistics(tokens: Tensor, index: Tensor, codes: int) -> tuple[Tensor, Tensor]:
     _check_statistics(tokens, index, codes)
     total = tokens.new_empty((codes, tokens.shape[-1]), dtype=compute_dtype(tokens.dtype))
-    return index.new_empty((codes,)), total
+    return total, index.new_empty((codes,))
 
 
 def _save_nearest(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -349,7 +351,7 @@ def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Te
     ctx.dtype = inputs[0].dtype
 
 
-def _gradient_of_statistics(ctx: Any, _: Tensor | None, grad: Tensor) -> tuple[Any, ...]:
+def _gradient_of_statistics(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     (index,) = ctx.saved_tensors
     return reference.code_statistics_backward(grad, index, ctx.dtype), None, None
 

@@ -11,8 +11,8 @@ compared is one matrix product:
     score_k = offset_k - <x - shift, row_k>          euclidean: row = c - shift, offset = |row|^2 / 2
                                                      cosine:    row = c / |c|, offset = shift = 0
 
-The shift keeps float32 exact where it matters: of codes 10^4 from the origin and 0.1 apart, |c|^2 has an error of 6
-and their distances are 0.01. It moves the codes around the origin, and leaves codes that are there already alone.
+The shift keeps float32 exact where it matters: of codes around 10^4 and 1 apart |c|^2 / 2 has an error of 6, and their
+distances are 1. It moves codes that lie on one side of zero up to it, and leaves others alone.
 
 A score that is not finite counts as infinite. So a code that holds NaN or infinity is never chosen where there is
 another, and a token that does, or whose products overflow, has no finite score and gets index 0.
@@ -42,16 +42,14 @@ class Prepared(NamedTuple):
 
 
 def shift_of(codes: Tensor) -> Tensor:
-    """The middle of the finite codes in each dimension, as a multiple of a power of two above half their width.
+    """In each dimension the finite value nearest to zero, if all lie on one side of it; else 0.
 
-    Codes and tokens on a grid stay on it, so that exact ties stay exact; codes around the origin have shift 0.
+    So no row is longer than its code, and where the codes are on a grid, so are the rows: exact ties stay exact.
     """
     finite = codes.isfinite()
     least = codes.where(finite, math.inf).amin(dim=0)
     most = codes.where(finite, -math.inf).amax(dim=0)
-    middle, half = least / 2 + most / 2, most / 2 - least / 2
-    step = torch.ldexp(torch.ones_like(half), torch.frexp(half).exponent)
-    shift = torch.where(half > 0, (middle / step).round() * step, middle)
+    shift = least.clamp(min=0) + most.clamp(max=0)
     return shift.where(shift.isfinite(), 0.0)
 
 
@@ -98,17 +96,18 @@ def nearest_code(tokens: Tensor, codebook: Tensor, metric: str) -> tuple[Tensor,
 
 def nearest_code_backward(grad: Tensor, index: Tensor, codes: int, dtype: torch.dtype) -> Tensor:
     """The gradient of the codebook: of each code, the sum over the tokens that chose it."""
-    return code_statistics(grad, index, codes)[1].to(dtype)
+    return code_statistics(grad, index, codes)[0].to(dtype)
 
 
 @without_autocast
 def code_statistics(tokens: Tensor, index: Tensor, codes: int) -> tuple[Tensor, Tensor]:
-    """Row 0 of both tables is that of index -1."""
+    """sum and count; in the making the last row of both is that of index -1."""
     flat = tokens.reshape(-1, tokens.shape[-1]).to(compute_dtype(tokens.dtype))
-    place = index.reshape(-1) + 1
+    place = index.reshape(-1)
+    place = place.where(place >= 0, codes)
     count = place.new_zeros(codes + 1).index_add(0, place, torch.ones_like(place))
     total = flat.new_zeros(codes + 1, flat.shape[1]).index_add(0, place, flat)
-    return count[1:].contiguous(), total[1:].contiguous()
+    return total[:codes], count[:codes]
 
 
 def code_statistics_backward(grad: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:

@@ -215,14 +215,15 @@ def _index_laid_out(index: Tensor, layout: str) -> Tensor:
 
 
 def statistics_definition(tokens: Tensor, index: Tensor, *, codes: int) -> CodeStatistics:
-    return CodeStatistics(*reference.code_statistics(tokens, index, codes))
+    total, count = reference.code_statistics(tokens, index, codes)
+    return CodeStatistics(count, total)
 
 
 def eager_statistics(tokens: Tensor, index: Tensor, *, codes: int) -> CodeStatistics:
     """What users write: a one-hot, and its product with the tokens."""
     flat = tokens.reshape(-1, tokens.shape[-1])
     flat = flat if tokens.dtype is torch.float64 else flat.float()
-    one_hot = (index.reshape(-1, 1) == torch.arange(codes)).to(flat.dtype)
+    one_hot = (index.reshape(-1, 1) == torch.arange(codes, device=index.device)).to(flat.dtype)
     return CodeStatistics(one_hot.sum(dim=0).to(torch.int64), one_hot.T @ flat)
 
 
@@ -248,5 +249,5 @@ SUITES = {
     "nearest_code": Suite(
         nearest_cases, results={"forward": ("quantized", "index"), "backward": ("gradient of codebook",)}
     ),
-    "code_statistics": Suite(statistics_cases, results={"forward": ("count", "sum")}),
+    "code_statistics": Suite(statistics_cases, results={"forward": ("sum", "count")}),
 }
