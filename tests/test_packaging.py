@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 
 import prosma_ops
+from prosma_ops import backends, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("CMakeLists.txt", "LICENSE", "README.md", "csrc", "prosma_ops", "pyproject.toml", "triton_kernels")
@@ -53,8 +54,9 @@ def test_examples_of_the_readme_run(number: int, capsys: pytest.CaptureFixture[s
 
 
 def test_readme_has_an_example_for_everything_public() -> None:
-    for name in ("proximal_gate", "soft_threshold", "ProximalGate"):
-        assert any(f"import {name}" in example for example in EXAMPLES), name
+    functions = [operator for operator in backends.OPERATORS if hasattr(prosma_ops, operator)]
+    for name in (*functions, *nn.__all__):
+        assert any(re.search(rf"import .*\b{name}\b", example) for example in EXAMPLES), name
 
 
 def test_version_is_the_same_everywhere() -> None:
