@@ -27,19 +27,20 @@ CHUNK = 256
 
 
 class Tile(NamedTuple):
-    """Tokens and codes of a program's product, the numbers that it multiplies at a time, and its warps."""
+    """Tokens and codes of a program's product, the numbers that it multiplies at a time, its warps and its stages."""
 
     tokens: int
     codes: int
     numbers: int
     warps: int
+    stages: int
 
 
 # With exact float32 (and float64) the product runs on the ordinary units, whose operands stand in registers too: larger
-# tiles spill.
-TENSOR_UNITS = Tile(tokens=128, codes=128, numbers=32, warps=8)
-ORDINARY_UNITS = Tile(tokens=64, codes=64, numbers=16, warps=4)
-WIDE_NUMBERS = Tile(tokens=32, codes=32, numbers=16, warps=4)
+# tiles spill on one architecture or another.
+TENSOR_UNITS = Tile(tokens=128, codes=128, numbers=32, warps=8, stages=3)
+ORDINARY_UNITS = Tile(tokens=64, codes=32, numbers=16, warps=4, stages=3)
+WIDE_NUMBERS = Tile(tokens=32, codes=32, numbers=16, warps=4, stages=2)
 
 
 @triton.jit
@@ -278,6 +279,7 @@ def nearest_code(tokens: Tensor, codebook: Tensor, metric: str) -> tuple[Tensor,
         SHIFTED=not cosine,
         PRECISION=precision,
         num_warps=tile.warps,
+        num_stages=tile.stages,
         **constants,
     )
     return quantized, index, lost
