@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ POINTERS = {
 
 class Resources(NamedTuple):
     registers: int
-    spills: int  # bytes of stack on NVIDIA, registers on AMD
+    spills: int  # bytes of memory a thread; on AMD, scalars that wait in a vector register's lanes are none
     shared: int  # bytes
 
 
@@ -104,8 +105,7 @@ def resources(kernel: Any) -> Resources:
     if "amdgcn" in kernel.asm:
         text = kernel.asm["amdgcn"]
         number = {key: int(re.search(rf"\.{key}:\s+(\d+)", text)[1]) for key in AMD_KEYS}
-        spills = number["vgpr_spill_count"] + number["sgpr_spill_count"]
-        return Resources(number["vgpr_count"], spills, kernel.metadata.shared)
+        return Resources(number["vgpr_count"], number["private_segment_fixed_size"], kernel.metadata.shared)
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -119,11 +119,11 @@ def resources(kernel: Any) -> Resources:
     return Resources(registers, stack + local, shared)
 
 
-AMD_KEYS = ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+AMD_KEYS = ("vgpr_count", "private_segment_fixed_size")
 
 
-def compile_without_spills(launch: Launch, target: str, case: str) -> Any:
-    """The compiled kernel, after a line about what it needs."""
+def compile_without_spills(launch: Launch, target: str, case: str, known: Mapping[str, int] | None = None) -> Any:
+    """The compiled kernel, after a line about what it needs. `known`: what a kernel is known to spill at most."""
     start = time.perf_counter()
     kernel = compiled(launch, target)
     seconds = time.perf_counter() - start
@@ -131,7 +131,7 @@ def compile_without_spills(launch: Launch, target: str, case: str) -> Any:
     name = launch.kernel.__name__
     row = f"{target:7} {case:28} {name:28} compiled in {seconds:4.1f} s"
     print(f"{row}  registers {used.registers:3}  spills {used.spills:3}  shared {used.shared}")
-    assert used.spills == 0, f"{name} spills"
+    assert used.spills <= (known or {}).get(name, 0), f"{name} spills {used.spills} bytes a thread"
     return kernel
 
 
