@@ -79,7 +79,7 @@ CASES: dict[str, Callable[[], None]] = {
     "apply fp32 to rows": lambda: move(196, 512, F32, 1, False),
     "apply bf16 to columns": lambda: move(196, 512, BF16, 1, True),
 }
-# Bytes a thread that stay on the stack whatever the number of warps: fewer registers for one kernel were more for another.
+# Bytes a thread that stay on the stack, whatever the number of warps: what one kernel lost another gained.
 KNOWN_SPILLS = {"whole_kernel": 8, "whole_solve_kernel": 48, "move_kernel": 16}
 QUICK = [("sm_90", "plan fp32"), ("sm_90", "apply fp32 to columns")]
 EVERYWHERE = ("plan fp32", "plan fp32 implicit", "plan fp32 by halves", "align fp32", "align bf16")
