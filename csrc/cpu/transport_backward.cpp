@@ -14,7 +14,7 @@ template <class T>
 class ScoreSlope {
 public:
     ScoreSlope(const TransportArguments& a, const Problem<T>& problem, const GradientMemory<T>& memory, int64_t batch)
-        : a_(a), scores_(problem.scores), total_(problem.total), m_(memory) {
+        : a_(a), scores_(problem.scores), unit_(problem.unit), m_(memory) {
         incoming_ = problem.scores;
         incoming_.data = a.grad_plan.data;
         incoming_.start = batch * a.grad_plan.strides[0];
@@ -27,7 +27,7 @@ public:
     bool exists() const { return a_.grad_plan.data; }
 
     void prepare(const T* v) {
-        for (int64_t j = 0; j < scores_.columns.count; ++j) m_.slope_v[j] = T(double(v[j]) * total_ / a_.epsilon);
+        for (int64_t j = 0; j < scores_.columns.count; ++j) m_.slope_v[j] = T(double(v[j]) * unit_ / a_.epsilon);
     }
 
     ScoreRows<T> rows(int64_t first, int64_t count, const Desk<T>& desk) const {
@@ -56,7 +56,7 @@ public:
 private:
     const TransportArguments& a_;
     const Scores<T>& scores_;
-    double total_;
+    double unit_;
     const GradientMemory<T>& m_;
     Scores<T> incoming_;
     T* out_;
@@ -83,7 +83,7 @@ class PairSlope {
 public:
     PairSlope(const TransportArguments& a, const Problem<T>& problem, const GradientMemory<T>& memory, const IncomingMemory<T>& incoming,
               const PairGradients<T>& gradients, int64_t item)
-        : scores_(problem.scores), total_(problem.total), epsilon_(a.epsilon), m_(memory), i_(incoming), gradients_(gradients),
+        : scores_(problem.scores), unit_(problem.unit), epsilon_(a.epsilon), m_(memory), i_(incoming), gradients_(gradients),
           columns_(problem.columns), depth_(a.depth) {
         if (a.grad_aligned) grad_ = static_cast<const T*>(a.grad_aligned) + item * a.columns * depth_;
     }
@@ -94,7 +94,7 @@ public:
         for (int64_t j = 0; j < columns_; ++j) {
             m_.slope_v[j] = T(1 / epsilon_);
             for (int64_t d = 0; d < depth_; ++d)
-                i_.values[j * depth_ + d] = T(total_ * double(v[j])) * grad_[scores_.columns[j] * depth_ + d];
+                i_.values[j * depth_ + d] = T(unit_ * double(v[j])) * grad_[scores_.columns[j] * depth_ + d];
         }
         memset(i_.across, 0, sizeof(T) * size_t(packed_size<TILE_COLUMNS<T>>(scores_.length, depth_)));
         pack<TILE_COLUMNS<T>, T>(i_.values, columns_, depth_, depth_, 1, nullptr, i_.across);
@@ -121,7 +121,7 @@ public:
 
 private:
     const Scores<T>& scores_;
-    double total_, epsilon_;
+    double unit_, epsilon_;
     const GradientMemory<T>& m_;
     const IncomingMemory<T>& i_;
     const PairGradients<T>& gradients_;

@@ -54,12 +54,12 @@ public:
         Supports<T> supports = m_.supports;
         supports.fill(reference ? reference + head_ * a_.columns * a_.depth : nullptr, a_.squared_distance, a_.epsilon, problem.scores);
         Solver<T, Loop> solver(cut_, problem, m_.solver, supports.shift, loop);
-        const double log_total = ::log(problem.total);
+        const double log_unit = ::log(problem.unit);
         const int64_t count = solver.solve(a_.iterations, a_.tolerance, [&](int64_t done) {
             if (a_.keep > 1) write_history(solver, problem, supports, done - 1);
         });
         if (a_.keep == 1) write_history(solver, problem, supports, 0);
-        finish(solver, problem, count, log_total);
+        finish(solver, problem, count, log_unit);
         if (a_.plan) write_plan(solver, problem);
         if (a_.aligned) write_aligned(solver, problem);
     }
@@ -87,7 +87,7 @@ private:
 
     // The rest of the history, and the potentials.
     template <class Solver>
-    void finish(Solver& solver, const Problem<T>& problem, int64_t count, double log_total) {
+    void finish(Solver& solver, const Problem<T>& problem, int64_t count, double log_unit) {
         double* last = a_.history + (item_ * a_.keep + (a_.keep > 1 ? count - 1 : 0)) * a_.columns;
         for (int64_t step = count; step < a_.keep; ++step)
             memcpy(a_.history + (item_ * a_.keep + step) * a_.columns, last, sizeof(double) * size_t(a_.columns));
@@ -99,14 +99,14 @@ private:
         for (int64_t j = 0; j < problem.columns; ++j) column[problem.scores.columns[j]] = T(last[problem.scores.columns[j]]);
         const Scores<T>& scores = problem.scores;
         if (!scores.centre) {
-            for (int64_t i = 0; i < problem.rows; ++i) row[scores.rows[i]] = T(a_.epsilon * (m_.solver.before[i] + log_total));
+            for (int64_t i = 0; i < problem.rows; ++i) row[scores.rows[i]] = T(a_.epsilon * (m_.solver.before[i] + log_unit));
             return;
         }
         solver.for_each_rows([&](int64_t first, int64_t count, const Desk<T>& desk) {
             scores.read_tokens(first, count, desk.tokens);
             for (int64_t i = 0; i < count; ++i) {
                 const double shift = row_shift(scores, desk.tokens + i * scores.depth, a_.epsilon);
-                row[scores.rows[first + i]] = T(a_.epsilon * (m_.solver.before[first + i] + log_total - shift));
+                row[scores.rows[first + i]] = T(a_.epsilon * (m_.solver.before[first + i] + log_unit - shift));
             }
         });
     }
@@ -116,10 +116,10 @@ private:
         S* plan = static_cast<S*>(a_.plan) + item_ * a_.rows * a_.columns;
         const Scores<T>& scores = problem.scores;
         if (scores.rows.numbers || scores.columns.numbers) memset(plan, 0, sizeof(S) * size_t(a_.rows * a_.columns));
-        const T total = T(problem.total);
+        const T unit = T(problem.unit);
         solver.for_each_block([&](int64_t, int64_t first, int64_t count, const T* kernel, const Desk<T>&) {
             for (int64_t i = 0; i < count; ++i)
-                write_plan_row<S, T>(kernel + i * scores.length, m_.solver.v, total * m_.solver.u[first + i], scores.columns,
+                write_plan_row<S, T>(kernel + i * scores.length, m_.solver.v, unit * m_.solver.u[first + i], scores.columns,
                                      plan + scores.rows[first + i] * a_.columns);
         });
     }
@@ -144,7 +144,7 @@ private:
             for (int64_t d = 0; d < depth; ++d) {
                 T sum = 0;
                 for (int64_t chunk = 0; chunk < cut_.chunks(problem.rows); ++chunk) sum += m_.aligned[chunk * size + j * depth + d];
-                aligned[scores.columns[j] * depth + d] = sum * m_.solver.v[j] * T(problem.total);
+                aligned[scores.columns[j] * depth + d] = sum * m_.solver.v[j] * T(problem.unit);
             }
     }
 

@@ -28,6 +28,10 @@ constexpr double REACH = sizeof(T) == 4 ? 25.0 : 200.0;
 template <class T>
 constexpr double REACH_OVER_MASS = sizeof(T) == 4 ? 34.0 : 250.0;
 constexpr int64_t MOST_SOLVER_STEPS = 2000;
+// A potential from the history is rounded at its own size, and e^(g / epsilon) is off by 2e-16 * |g| / epsilon. That is
+// nothing to a float; in double the scalings of the columns are found again, from sums, in a sweep more.
+template <class T>
+constexpr bool EXACT_COLUMNS = sizeof(T) == 8;
 
 template <class T>
 int64_t window_of(const Cut<T>& cut) {
@@ -97,6 +101,11 @@ public:
                 open_window();
                 if (slope_pending) {
                     exponentiate_difference(m_.later, s_.g, columns_, s_.v);
+                    if constexpr (EXACT_COLUMNS<T>) {
+                        fill_v(1);
+                        find_column_sums(s_.v, s_.u);
+                        for (int64_t j = 0; j < columns_; ++j) s_.v[j] = T(s_.column_mass[j] / s_.column_sums[j]);
+                    }
                     slope_.prepare(s_.v);
                     add_slopes(true);
                 }
@@ -242,14 +251,26 @@ private:
         slope_.move(chunk, first, count, kernel, u, desk);
     }
 
+    // u = a / (K v), and in memory.column_sums those of K u.
+    void find_column_sums(const T* v, T* u) {
+        for_each_kernel([&](int64_t, int64_t first, int64_t count, const T* kernel, const Desk<T>& desk) {
+            sweep_block<T>(kernel, count, length_, s_.row_mass + first, v, u + first, s_.row_sums + first, desk.sums);
+        }, s_.column_sums);
+    }
+
     // Iteration t of a window, from the potentials in `earlier` and `later`.
     void sweep(int64_t depth, const double* incoming) {
         T *u = m_.row_vectors + depth * m_.row_step, *y = u + m_.row_step;
         T *w = m_.column_vectors + depth * length_, *v = w + length_;
         exponentiate_difference(m_.later, s_.g, columns_, w);
         exponentiate_difference(m_.earlier, s_.g, columns_, v);
-        for (int64_t j = 0; j < columns_; ++j) w[j] = T(m_.gamma[j] * double(w[j]) / s_.column_mass[j]);
         for (int64_t j = columns_; j < length_; ++j) w[j] = v[j] = 0;
+        if constexpr (EXACT_COLUMNS<T>) {
+            find_column_sums(v, u);
+            for (int64_t j = 0; j < columns_; ++j) w[j] = T(m_.gamma[j] / s_.column_sums[j]);
+        } else {
+            for (int64_t j = 0; j < columns_; ++j) w[j] = T(m_.gamma[j] * double(w[j]) / s_.column_mass[j]);
+        }
         for_each_kernel([&](int64_t, int64_t first, int64_t count, const T* kernel, const Desk<T>& desk) {
             sweep_block_backward<T>(kernel, count, length_, s_.row_mass + first, incoming ? incoming + first : nullptr, v, w,
                                     u + first, y + first, desk.sums);
@@ -379,13 +400,16 @@ private:
     // side has of them is taken out first: from the rows or from the columns, whichever are fewer.
     void conjugate_gradients() {
         double *c = m_.weights, *r = m_.residual, *p = m_.direction, *q = m_.scaled, *x = m_.found;
-        double excess = 0, total = 0;
-        for (int64_t i = 0; i < rows_; ++i) excess += m_.phi[i];
+        double excess = 0, total = 0, of_rows = 0;
+        for (int64_t i = 0; i < rows_; ++i) {
+            excess += m_.phi[i];
+            of_rows += s_.row_mass[i];
+        }
         for (int64_t j = 0; j < columns_; ++j) excess -= m_.gamma[j];
         for (int64_t j = 0; j < columns_; ++j) total += c[j];
         const bool from_rows = cut_.rows <= cut_.columns;
         if (from_rows)
-            for (int64_t i = 0; i < rows_; ++i) m_.phi[i] -= excess * s_.row_mass[i];
+            for (int64_t i = 0; i < rows_; ++i) m_.phi[i] -= excess * s_.row_mass[i] / of_rows;
         for_each_kernel([&](int64_t, int64_t first, int64_t count, const T* kernel, const Desk<T>& desk) {
             add_rows(first, count, kernel, desk, [&](int64_t i) { return m_.phi[i] / double(s_.row_sums[i]); });
         }, r);

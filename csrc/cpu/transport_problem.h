@@ -54,9 +54,11 @@ struct Cut {
         const int64_t bytes = whole_groups(rows) * length * int64_t(sizeof(T));
         small = bytes <= SMALL;
         kept = bytes + 48 * rows <= KEPT;  // with what the solver keeps for every row
-        // 256 KB of scores; a multiple of GROUP and of the tiles' 12 rows where that is not too much.
+        // 256 KB of scores; a multiple of GROUP and of the tiles' 12 rows where that is not too much. Sums over the rows of a block
+        // are one chain: those in double are kept short.
         const int64_t fitting = (int64_t(1) << 18) / (length * int64_t(sizeof(T)));
-        block = fitting >= 96 ? 96 : fitting >= 24 ? fitting / 24 * 24 : length > 1 << 17 ? GROUP : 24;
+        const int64_t most = sizeof(T) == 8 ? 24 : 96;
+        block = fitting >= most ? most : fitting >= 24 ? fitting / 24 * 24 : length > 1 << 17 ? GROUP : 24;
         // Each chunk has sums of its own, in all no more than 8 MB.
         int64_t chunks = (int64_t(1) << 20) / (columns * (1 + (depth > width ? depth : width)));
         chunks = small || chunks < 1 ? 1 : chunks > 32 ? 32 : chunks;

@@ -60,14 +60,45 @@ def standing(logits: Tensor, pairs: Tensor, dim: int) -> Tensor:
     return only(only(logits, pairs, -math.inf), pairs.any(dim=dim, keepdim=True))
 
 
-def row_update(scores: Tensor, column: Tensor, mass: Marginals, epsilon: float) -> Tensor:
-    logits = standing((scores + column.unsqueeze(-2)) / epsilon, mass.pairs, dim=-1)
-    return only(epsilon * (only(mass.row_mass, mass.rows, 1.0).log() - logits.logsumexp(dim=-1)), mass.rows)
+def log_share(mass: Tensor, logits: Tensor, dim: int) -> Tensor:
+    """log(mass) - logsumexp(logits), by one logarithm: where it is near 0 nothing is rounded at the size of the two."""
+    largest = logits.detach().amax(dim=dim, keepdim=True)
+    return (mass / (logits - largest).exp().sum(dim=dim)).log() - largest.squeeze(dim)
 
 
-def column_update(scores: Tensor, row: Tensor, mass: Marginals, epsilon: float) -> Tensor:
-    logits = standing((scores + row.unsqueeze(-1)) / epsilon, mass.pairs, dim=-2)
-    return only(epsilon * (only(mass.column_mass, mass.columns, 1.0).log() - logits.logsumexp(dim=-2)), mass.columns)
+# What rows have too much, columns have too little: an error that all rows have in common, such as that of a logarithm
+# of equal masses, comes back with every iteration and adds up, to 10 times what one of them rounds. So
+#   - an update counts from the potential as it was before. The result does not depend on that, but rows and columns are
+#     then summed from the same exponents, and what these round moves both alike;
+#   - masses are counted in powers of two that leave potentials near 0. Rows then are all off by one constant, which
+#     shares do not see, and which the columns' update takes back.
+
+
+def excess(scores: Tensor, mass: Marginals) -> Tensor:
+    """exp of what `row_update` adds to the rows' potentials, over epsilon: (..., 1), powers of two."""
+    total = mass.row_mass.sum(dim=-1, keepdim=True)
+    pairs = max(scores.shape[-2] * scores.shape[-1], 1)
+    return torch.exp2((pairs / only(total, total > 0, 1.0)).log2().round())
+
+
+def row_update(scores: Tensor, column: Tensor, mass: Marginals, epsilon: float, before: Tensor | None = None) -> Tensor:
+    """The row potentials plus epsilon * log(excess), which `row_potentials` takes away."""
+    row = torch.zeros_like(mass.row_mass) if before is None else before.detach()
+    logits = standing((scores + row.unsqueeze(-1) + column.unsqueeze(-2)) / epsilon, mass.pairs, dim=-1)
+    in_units = only(mass.row_mass * excess(scores, mass), mass.rows, 1.0)
+    return only(row + epsilon * log_share(in_units, logits, -1), mass.rows)
+
+
+def column_update(scores: Tensor, row: Tensor, mass: Marginals, epsilon: float, before: Tensor | None = None) -> Tensor:
+    """The column potentials that follow from rows as `row_update` gives them."""
+    column = torch.zeros_like(mass.column_mass) if before is None else before.detach()
+    logits = standing((scores + row.unsqueeze(-1) + column.unsqueeze(-2)) / epsilon, mass.pairs, dim=-2)
+    in_units = only(mass.column_mass * excess(scores, mass), mass.columns, 1.0)
+    return only(column + epsilon * log_share(in_units, logits, -2), mass.columns)
+
+
+def row_potentials(scores: Tensor, row: Tensor, mass: Marginals, epsilon: float) -> Tensor:
+    return row - epsilon * excess(scores, mass).log()
 
 
 def row_shares(scores: Tensor, column: Tensor, mass: Marginals, epsilon: float) -> Tensor:
@@ -92,7 +123,7 @@ def row_error(plan: Tensor, mass: Marginals) -> Tensor:
 
 
 class Iterations(NamedTuple):
-    row: Tensor
+    row: Tensor  # as `row_update` gives it
     history: list[Tensor]  # the column potentials after each iteration, those that an item did not run being its last
     ran: Tensor  # (...), int32: how many
 
@@ -108,8 +139,8 @@ def iterate(
     for step in range(iterations):
         if count is not None:
             running = step < count
-        new_row = row_update(scores, column, mass, epsilon)
-        new_column = column_update(scores, new_row, mass, epsilon)
+        new_row = row_update(scores, column, mass, epsilon, row)
+        new_column = column_update(scores, new_row, mass, epsilon, column)
         row = torch.where(running.unsqueeze(-1), new_row, row)
         column = torch.where(running.unsqueeze(-1), new_column, column)
         history.append(column)
@@ -120,8 +151,11 @@ def iterate(
     return Iterations(row, history, ran)
 
 
-def potentials(found: Iterations, mass: Marginals, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    row, column = only(found.row, mass.rows, -math.inf), only(found.history[-1], mass.columns, -math.inf)
+def potentials(
+    found: Iterations, scores: Tensor, mass: Marginals, epsilon: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    row = only(row_potentials(scores, found.row, mass, epsilon), mass.rows, -math.inf)
+    column = only(found.history[-1], mass.columns, -math.inf)
     return row.to(compute_dtype(dtype)), column.to(compute_dtype(dtype))
 
 
@@ -147,7 +181,12 @@ def plan_forward(
     exact = only(scores.double(), mass.pairs)
     found = iterate(exact, mass, epsilon, iterations, tolerance, count)
     plan = plan_of(exact, found.row, mass, epsilon).to(scores.dtype) if with_plan else scores.new_empty(0)
-    return plan.contiguous(), *potentials(found, mass, scores.dtype), kept(found.history, keep), found.ran
+    return (
+        plan.contiguous(),
+        *potentials(found, exact, mass, epsilon, scores.dtype),
+        kept(found.history, keep),
+        found.ran,
+    )
 
 
 @without_autocast
@@ -313,7 +352,7 @@ def align_forward(
     scores = scores_of(pair, score)
     found = iterate(scores, mass, epsilon, iterations, tolerance, count)
     aligned = plan_of(scores, found.row, mass, epsilon).mT @ pair.tokens
-    row, column = potentials(found, mass, tokens.dtype)
+    row, column = potentials(found, scores, mass, epsilon, tokens.dtype)
     return aligned.to(tokens.dtype).contiguous(), row, column, kept(found.history, keep), found.ran
 
 
