@@ -19,7 +19,12 @@ FLAGS = {
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]
 CASES = 150
 # The program that calls an operator's kernels, and the files that hold them.
-KERNELS = {"proximal_gate": "[ps]*.cpp", "logit_mixing": "logit_mixing*.cpp", "codebook": "code*.cpp"}
+KERNELS = {
+    "proximal_gate": "[ps]*.cpp",
+    "logit_mixing": "logit_mixing*.cpp",
+    "codebook": "code*.cpp",
+    "transport": "transport_*.cpp",
+}
 
 
 @pytest.mark.slow
