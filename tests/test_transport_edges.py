@@ -393,7 +393,8 @@ def problems(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
         "score": draw(st.sampled_from(["dot", "negative_squared_distance"])),
         "side": draw(st.sampled_from(["columns", "rows"])),
         "layout": draw(st.sampled_from(LAYOUTS)),
-        "dtype": draw(st.sampled_from(DTYPES)),
+        # float64 is left to the suites: in small random problems its reference rounds as much as what it judges.
+        "dtype": draw(st.sampled_from([dtype for dtype in DTYPES if dtype is not torch.float64])),
     }
     return operator, changes
 

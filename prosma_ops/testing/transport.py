@@ -65,7 +65,15 @@ SPECIAL = (
     Shape("tolerance", (5, 7, 6), iterations=16, stops=True, heads=2),
     Shape("tolerance, ragged, masses", (4, 9, 6), iterations=20, stops=True, mask="ragged", masses="item"),
     Shape("implicit", (2, 7, 5), **IMPLICIT),
-    Shape("implicit, ragged, zero masses", (3, 8, 9), **IMPLICIT, mask="ragged", masses="zeros", heads=2),
+    # 30 iterations: after 40 rounding has added up in float64 to 5e-15, in the reference as much as in the kernels.
+    Shape(
+        "implicit, ragged, zero masses",
+        (3, 8, 9),
+        **IMPLICIT | {"iterations": 30},
+        mask="ragged",
+        masses="zeros",
+        heads=2,
+    ),
     Shape("implicit, tall", (1, 37, 4), **IMPLICIT, heads=1),
     Shape("one row", (2, 1, 9)),
     Shape("one column", (2, 9, 1), side="rows"),
