@@ -48,7 +48,7 @@ EUCLIDEAN: dict[str, Any] = {"score": "negative_squared_distance", "epsilon": 3.
 IMPLICIT: dict[str, Any] = {"gradient": "implicit", "iterations": 40, "epsilon": 2.5}
 PLAIN = (
     Shape("plain", (2, 7, 9)),
-    Shape("masses of every item, ragged", (3, 8, 5), masses="item", mask="ragged", heads=2),
+    Shape("masses of every item, ragged", (3, 9, 5), masses="item", mask="ragged", heads=2),
     Shape("Euclidean, heads", (2, 5, 11), heads=3, **EUCLIDEAN),
     Shape("rows", (2, 9, 7), heads=2, side="rows"),
 )
@@ -80,7 +80,7 @@ SPECIAL = (
     Shape("one of each", (3, 1, 1), features=1),
     Shape("no multiple of anything", (1, 37, 67), features=19, heads=2, epsilon=2.0),
     Shape("whole vectors", (1, 32, 64), features=32, epsilon=3.0),
-    Shape("tall", (1, 203, 7), features=3, side="rows"),
+    Shape("tall", (1, 151, 7), features=3, side="rows"),
     Shape("wide", (1, 5, 301), features=3),
     Shape("wide, Euclidean", (1, 5, 131), features=2, heads=2, side="rows", **EUCLIDEAN),
     Shape("many items", (19, 5, 6), mask="ragged"),
