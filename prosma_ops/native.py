@@ -68,9 +68,10 @@ def required() -> Any:
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
-def work(leader: Tensor) -> tuple[int, int, torch.Size]:
-    """What every native function starts with: the dtype, the threads that torch may use, and the shape."""
-    return DTYPES[leader.dtype], torch.get_num_threads(), leader.shape
+def work(leader: Tensor, sizes: tuple[int, ...] | None = None) -> tuple[int, int, tuple[int, ...]]:
+    """What every native function starts with: the dtype, the threads that torch may use, and the sizes of the work,
+    which are the leader's shape where none are given."""
+    return DTYPES[leader.dtype], torch.get_num_threads(), leader.shape if sizes is None else sizes
 
 
 def placed(*tensors: Tensor | None) -> list[Any]:

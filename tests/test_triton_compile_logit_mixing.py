@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +12,9 @@ import torch
 from tests.triton_compile import (
     TARGETS,
     Launch,
-    again_in_child,
     compile_without_spills,
-    interpreted,
     recorded,
-    settle,
+    run,
 )
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -116,21 +115,12 @@ def check(target: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
         compile_without_spills(launch_for(target, launch), target, case, KNOWN_SPILLS)
 
 
-def run(target: str, case: str, request: pytest.FixtureRequest, cache: Path) -> None:
-    monkeypatch = request.getfixturevalue("monkeypatch")
-    settle(monkeypatch, cache)
-    if interpreted():
-        again_in_child(f"{__file__}::{request.node.name}")
-    else:
-        check(target, case, monkeypatch)
-
-
 @pytest.mark.parametrize(("target", "case"), QUICK, ids=[f"{target}-{case}" for target, case in QUICK])
 def test_compiles(target: str, case: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    run(target, case, request, tmp_path)
+    run(request, tmp_path, partial(check, target, case))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "case"), SLOW, ids=[f"{target}-{case}" for target, case in SLOW])
 def test_compiles_everywhere(target: str, case: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    run(target, case, request, tmp_path)
+    run(request, tmp_path, partial(check, target, case))

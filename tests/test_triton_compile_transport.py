@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.triton_compile import TARGETS, Launch, again_in_child, compile_without_spills, interpreted, settle
+from tests.triton_compile import TARGETS, Launch, compile_without_spills, run
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -103,12 +104,7 @@ def recorded_launches(case: str, monkeypatch: pytest.MonkeyPatch) -> list[Launch
     return list(launches.values())
 
 
-def run(target: str, case: str, request: pytest.FixtureRequest, cache: Path) -> None:
-    monkeypatch = request.getfixturevalue("monkeypatch")
-    settle(monkeypatch, cache)
-    if interpreted():
-        again_in_child(f"{__file__}::{request.node.name}")
-        return
+def check(target: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if target.startswith("gfx"):
         monkeypatch.setattr(torch.version, "hip", "7")  # what the host functions ask where that is the GPU
     launches = recorded_launches(case, monkeypatch)
@@ -119,10 +115,10 @@ def run(target: str, case: str, request: pytest.FixtureRequest, cache: Path) -> 
 
 @pytest.mark.parametrize(("target", "case"), QUICK, ids=[f"{target}-{case}" for target, case in QUICK])
 def test_compiles(target: str, case: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    run(target, case, request, tmp_path)
+    run(request, tmp_path, partial(check, target, case))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "case"), SLOW, ids=[f"{target}-{case}" for target, case in SLOW])
 def test_compiles_everywhere(target: str, case: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    run(target, case, request, tmp_path)
+    run(request, tmp_path, partial(check, target, case))

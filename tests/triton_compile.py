@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -135,12 +135,12 @@ def compile_without_spills(launch: Launch, target: str, case: str, known: Mappin
     return kernel
 
 
-def interpreted() -> bool:
+def _interpreted() -> bool:
     """Kernels defined under TRITON_INTERPRET=1 cannot be compiled: a new process has to define them anew."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def again_in_child(test: str) -> None:
+def _again_in_child(test: str) -> None:
     """Run `test`, a node's id, where the kernels are compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-m", "slow or not slow", test]
@@ -149,7 +149,17 @@ def again_in_child(test: str) -> None:
     assert child.returncode == 0, child.stdout + child.stderr
 
 
-def settle(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def _settle(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     """What every compilation here is done under; an empty cache, so that it is one."""
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
+
+
+def run(request: pytest.FixtureRequest, cache: Path, check: Callable[[pytest.MonkeyPatch], None]) -> None:
+    """`check`, the body of the test that asks, where kernels can be compiled."""
+    monkeypatch = request.getfixturevalue("monkeypatch")
+    _settle(monkeypatch, cache)
+    if _interpreted():
+        _again_in_child(f"{request.path}::{request.node.name}")
+    else:
+        check(monkeypatch)

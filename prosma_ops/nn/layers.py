@@ -65,12 +65,11 @@ def laid_out_like(values: Tensor, like: Tensor) -> Tensor:
 
 def number(name: str, value: Any, *, largest: float = math.inf) -> float:
     """A finite number from 0 to `largest`."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; it must be a number")
-    if not 0 <= value <= largest or math.isinf(value):
+    found = checks.number(name, value)
+    if not 0 <= found <= largest or math.isinf(found):
         limit = f" and at most {largest}" if largest < math.inf else ", and finite"
         raise ValueError(f"{name} is {value!r}; it must be at least 0{limit}")
-    return float(value)
+    return found
 
 
 def one_or_more(maps: Any) -> list[Tensor]:

@@ -129,9 +129,7 @@ def _shared(
     if ignore_index is not None and abs(ignore_index) > LARGEST_INDEX:
         ignore_index = None  # no label is that large
     return (
-        native.DTYPES[first.dtype],
-        torch.get_num_threads(),
-        (*first.shape[:2], *target.shape[2:]),
+        *native.work(first, (*first.shape[:2], *target.shape[2:])),
         tuple((*native.placed(level), level.shape) for level in logits),
         tuple(native.placed(target)),
         LABEL_DTYPES[target.dtype],

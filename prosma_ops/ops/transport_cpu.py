@@ -2,22 +2,20 @@
 
 Scores, tokens and the gradient of the plan come with any strides. What is small, the reference, potentials and values
 and their gradients, the library takes contiguous and in the dtype that it computes in.
+
+Implicit gradients are the definition's: the kernel's are 1e-4 off in float32 on some plans.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import native
+from ..reference import transport as definition
 from ..reference.precision import compute_dtype
-
-
-def _work(leader: Tensor, *sizes: int) -> tuple[int, int, tuple[int, ...]]:
-    return native.DTYPES[leader.dtype], torch.get_num_threads(), sizes
 
 
 def _masses(row_mass: Tensor, column_mass: Tensor) -> tuple[tuple[int, ...], tuple[Tensor, Tensor]]:
@@ -26,17 +24,9 @@ def _masses(row_mass: Tensor, column_mass: Tensor) -> tuple[tuple[int, ...], tup
     return (row.data_ptr(), row.stride(0), column.data_ptr(), column.stride(0)), (row, column)
 
 
-def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype)
-
-
-def _placed(tensor: Tensor | None) -> tuple[Any, Any]:
-    return (0, ()) if tensor is None else (tensor.data_ptr(), tensor.stride())
-
-
 def _as(dtype: torch.dtype, like: Tensor, wanted: bool = True) -> Tensor | None:
     """Room for a gradient of `like`, in the dtype that is computed in."""
-    return _empty(like.shape, dtype) if wanted else None
+    return torch.empty(like.shape, dtype=dtype) if wanted else None
 
 
 def _delivered(results: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -59,13 +49,13 @@ def plan_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, rows, columns = scores.shape
     dtype = compute_dtype(scores.dtype)
-    plan = _empty((batch, rows, columns) if with_plan else (0,), scores.dtype)
-    row, column = _empty((batch, rows), dtype), _empty((batch, columns), dtype)
-    history, count = _empty((batch, keep, columns), torch.float64), _empty((batch,), torch.int32)
+    plan = torch.empty((batch, rows, columns) if with_plan else (0,), dtype=scores.dtype)
+    row, column = torch.empty((batch, rows), dtype=dtype), torch.empty((batch, columns), dtype=dtype)
+    history, count = torch.empty((batch, keep, columns), dtype=torch.float64), torch.empty((batch,), dtype=torch.int32)
     masses, alive = _masses(row_mass, column_mass)
     native.required().transport_plan_forward(
-        *_work(scores, batch, 1, rows, columns, 0),
-        *_placed(scores),
+        *native.work(scores, (batch, 1, rows, columns, 0)),
+        *native.placed(scores),
         0,
         False,
         masses,
@@ -91,17 +81,20 @@ def plan_backward(
     epsilon: float,
     unrolled: bool,
 ) -> Tensor:
+    if not unrolled:
+        grads = (grad_plan, grad_row, grad_column)
+        return definition.plan_backward(*grads, scores, row_mass, column_mass, history, count, epsilon, unrolled)
     batch, rows, columns = scores.shape
     dtype = compute_dtype(scores.dtype)
     if grad_plan is not None and grad_plan.dtype is not scores.dtype:
         grad_plan = grad_plan.to(scores.dtype)
-    grads = native.parameters(dtype, grad_row, grad_column)
+    potentials = native.parameters(dtype, grad_row, grad_column)
     saved = [history.contiguous(), count.contiguous()]
-    dscores = _empty(scores.shape, dtype)
+    dscores = torch.empty(scores.shape, dtype=dtype)
     masses, alive = _masses(row_mass, column_mass)
     native.required().transport_plan_backward(
-        *_work(scores, batch, 1, rows, columns, 0),
-        *_placed(scores),
+        *native.work(scores, (batch, 1, rows, columns, 0)),
+        *native.placed(scores),
         0,
         False,
         masses,
@@ -109,8 +102,8 @@ def plan_backward(
         history.shape[1],
         unrolled,
         *native.pointers(saved),
-        *_placed(grad_plan),
-        *native.pointers(grads),
+        *native.placed(grad_plan),
+        *native.pointers(potentials),
         dscores.data_ptr(),
         0,
     )
@@ -133,13 +126,16 @@ def align_forward(
     heads, columns, _ = reference.shape
     dtype = compute_dtype(tokens.dtype)
     parameters = native.parameters(dtype, reference)
-    aligned = _empty((batch, heads, columns, depth), dtype)
-    row, column = _empty((batch, heads, rows), dtype), _empty((batch, heads, columns), dtype)
-    history, count = _empty((batch, heads, keep, columns), torch.float64), _empty((batch, heads), torch.int32)
+    aligned = torch.empty((batch, heads, columns, depth), dtype=dtype)
+    row, column = torch.empty((batch, heads, rows), dtype=dtype), torch.empty((batch, heads, columns), dtype=dtype)
+    history, count = (
+        torch.empty((batch, heads, keep, columns), dtype=torch.float64),
+        torch.empty((batch, heads), dtype=torch.int32),
+    )
     masses, alive = _masses(row_mass, column_mass)
     native.required().transport_align_forward(
-        *_work(tokens, batch, heads, rows, columns, depth),
-        *_placed(tokens),
+        *native.work(tokens, (batch, heads, rows, columns, depth)),
+        *native.placed(tokens),
         *native.pointers(parameters),
         score == 1,
         masses,
@@ -168,6 +164,9 @@ def align_backward(
     unrolled: bool,
     needed: Sequence[bool],
 ) -> tuple[Tensor, ...]:
+    if not unrolled:
+        tensors = (grad_aligned, grad_row, grad_column, tokens, reference, row_mass, column_mass, history, count)
+        return definition.align_backward(*tensors, score, epsilon, unrolled, needed)
     batch, rows, depth = tokens.shape
     heads, columns, _ = reference.shape
     dtype = compute_dtype(tokens.dtype)
@@ -178,8 +177,8 @@ def align_backward(
     masses, alive = _masses(row_mass, column_mass)
     address, *others = native.pointers(grads)
     native.required().transport_align_backward(
-        *_work(tokens, batch, heads, rows, columns, depth),
-        *_placed(tokens),
+        *native.work(tokens, (batch, heads, rows, columns, depth)),
+        *native.placed(tokens),
         *native.pointers(parameters),
         score == 1,
         masses,
@@ -211,11 +210,11 @@ def apply_forward(
     width = values.shape[-1]
     dtype = compute_dtype(tokens.dtype)
     parameters = native.parameters(dtype, reference, row, column, values)
-    out = _empty((batch, heads, columns, width) if columns_side else (batch, rows, width), dtype)
+    out = torch.empty((batch, heads, columns, width) if columns_side else (batch, rows, width), dtype=dtype)
     place, *others = native.pointers(parameters)
     native.required().apply_plan_forward(
-        *_work(tokens, batch, heads, rows, columns, depth, width),
-        *_placed(tokens),
+        *native.work(tokens, (batch, heads, rows, columns, depth, width)),
+        *native.placed(tokens),
         place,
         score == 1,
         *others,
@@ -246,8 +245,8 @@ def apply_backward(
     results = [_as(dtype, like, wanted) for like, wanted in zip(inputs, needed, strict=True)]
     addresses = native.pointers(parameters)
     native.required().apply_plan_backward(
-        *_work(tokens, batch, heads, rows, columns, depth, values.shape[-1]),
-        *_placed(tokens),
+        *native.work(tokens, (batch, heads, rows, columns, depth, values.shape[-1])),
+        *native.placed(tokens),
         addresses[0],
         score == 1,
         *addresses[1:4],

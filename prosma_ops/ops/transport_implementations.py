@@ -56,15 +56,6 @@ def _cpu_can_run(function: str) -> Callable[[Tensors], Verdict]:
     return can_run
 
 
-def _native(name: str) -> Function:
-    """Implicit gradients are the definition's: the kernel's are 1e-4 off in float32 on some plans."""
-    found = _imported(".transport_cpu")(name)
-    if name not in ("plan_backward", "align_backward"):
-        return found
-    unrolled = 9 if name == "plan_backward" else 11
-    return lambda *arguments: (found if arguments[unrolled] else _reference(name))(*arguments)
-
-
 # The choice.
 
 
@@ -87,7 +78,7 @@ def _register(name: str, function: str, change: Callable[[Function], Function] =
 
     implementations = {
         "reference": Implementation(backends.reference_can_run, functions(_reference)),
-        "cpu": Implementation(_cpu_can_run(f"{function}_forward"), functions(_native)),
+        "cpu": Implementation(_cpu_can_run(f"{function}_forward"), functions(_imported(".transport_cpu"))),
         "triton": Implementation(backends.triton_can_run, functions(_imported("..triton_kernels.transport"))),
         "cuda": Implementation(backends.cuda_can_run(name), {}),
     }
