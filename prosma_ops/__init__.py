@@ -22,6 +22,7 @@ __all__ = [
     "explain",
     "map_names",
     "mixed_logit_statistics",
+    "models",
     "nearest_code",
     "nn",
     "proximal_gate",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import nn, reference, testing
+    from . import models, nn, reference, testing
     from .backends import explain, use_backend
     from .errors import check_errors
     from .ops.codebook import CodeStatistics, NearestCode, code_statistics, nearest_code
@@ -62,7 +63,7 @@ _HOME = {
     "transport_align": ".ops",
     "transport_plan": ".ops",
 }
-_ROOMS = ("nn", "reference", "testing")
+_ROOMS = ("models", "nn", "reference", "testing")
 
 
 def __getattr__(name: str) -> Any:
