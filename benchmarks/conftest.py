@@ -33,6 +33,8 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
     """An operator's name is its file's name here, as in every other room."""
     from prosma_ops import backends, ops  # noqa: F401  (ops registers the operators)
 
+    if parent.session.isinitpath(file_path):
+        return None  # pytest collects a file that is named to it by itself, and would measure everything twice
     if file_path.suffix == ".py" and file_path.stem in {operator.room for operator in backends.OPERATORS.values()}:
         return pytest.Module.from_parent(parent, path=file_path)
     return None

@@ -301,6 +301,15 @@ def test_works_have_names_of_their_own_and_targets_that_can_be_judged(operator: 
             assert target.measure != "floor" or (one.moved_bytes and one.multiply_adds)
 
 
+def test_a_file_named_to_pytest_is_measured_once() -> None:
+    options = ["--collect-only", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "benchmarks/codebook.py", *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=300)
+    found = [line for line in done.stdout.splitlines() if "::" in line]
+    assert found, done.stdout + done.stderr
+    assert len(found) == len(set(found)), done.stdout
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
 def test_extra_memory_is_what_a_run_allocates() -> None:
     megabytes = 64
