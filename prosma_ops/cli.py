@@ -1,10 +1,11 @@
-"""The command `prosma-ops`: check | doctor. Each command imports what it needs when it runs."""
+"""The command `prosma-ops`: check | doctor | inspect. Each command imports what it needs when it runs."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import __version__
@@ -55,6 +56,17 @@ def build_parser() -> argparse.ArgumentParser:
         " prints no user names and no paths outside the package.",
     )
     doctor.set_defaults(run=run_doctor)
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="what a folder of images holds, and what is wrong with it",
+        description="Read every image and mask of a folder and print what was found: counts, sizes, spacings, labels"
+        " and their shares, ranges of intensity, splits, problems. Exit status 1 if anything could not be trained on.",
+    )
+    inspect.add_argument("data", metavar="DIR", help="a folder of images, or `phantom` for generated ones")
+    inspect.add_argument("--json", type=Path, metavar="FILE", help="also write everything, case by case, to FILE")
+    inspect.add_argument("--seed", type=int, default=0, help="of the split, where the folder has none (default: 0)")
+    inspect.set_defaults(run=run_inspect)
     return parser
 
 
@@ -82,3 +94,25 @@ def run_doctor(options: argparse.Namespace) -> int:
 
     print(doctor.text())
     return 0
+
+
+def run_inspect(options: argparse.Namespace) -> int:
+    with needing_the_extra("train"):
+        from rich.console import Console
+
+        from .data import inspection, inspection_text
+
+    found = inspection.inspect(options.data, options.seed, progress=inspection_text.track)
+    if options.json is not None:
+        options.json.write_text(json.dumps(inspection.as_json(found), indent=1, allow_nan=False) + "\n")
+    inspection_text.show(found, Console())
+    return 1 if found.errors else 0
+
+
+@contextmanager
+def needing_the_extra(extra: str) -> Iterator[None]:
+    """A library that is not installed is named, together with what installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed: pip install 'prosma-ops[{extra}]'") from error

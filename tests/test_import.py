@@ -79,7 +79,9 @@ def test_importing_does_not_import_torch(python: Run, code: str) -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["check", "--help"], ["doctor", "--help"], []])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["check", "--help"], ["doctor", "--help"], ["inspect", "--help"], []]
+)
 def test_help_does_not_import_torch(python: Run, arguments: list[str]) -> None:
     code = f"""
         import sys
