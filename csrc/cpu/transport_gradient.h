@@ -92,11 +92,12 @@ public:
     void unroll(int64_t count) {
         const double* incoming = m_.phi;
         bool slope_pending = slope_.exists();
+        take_potentials(count, m_.earlier);
+        step_back(count);
         for (int64_t t = count; t > 0;) {
-            load_potentials(t);
             if (!within_reach(m_.earlier)) {
                 step_alone(incoming, slope_pending);
-                --t;
+                step_back(--t);
             } else {
                 open_window();
                 if (slope_pending) {
@@ -113,7 +114,7 @@ public:
                 do {
                     sweep(depth, depth == 0 ? incoming : nullptr);
                     depth += 2;
-                    if (--t > 0) load_potentials(t);
+                    step_back(--t);
                 } while (t > 0 && depth < 2 * window_of(cut_) && within_reach(s_.g));
                 update(depth, slope_pending);
             }
@@ -157,9 +158,10 @@ private:
             to[j] = shift_[j] + (t > 0 ? history_[(t - 1) * cut_.columns + scores_.columns[j]] / epsilon_ : 0.0);
     }
 
-    void load_potentials(int64_t t) {
-        take_potentials(t - 1, m_.earlier);
-        take_potentials(t, m_.later);
+    // To iteration t from the one after it, whose earlier potentials are the later ones now.
+    void step_back(int64_t t) {
+        memcpy(m_.later, m_.earlier, sizeof(double) * size_t(columns_));
+        if (t > 0) take_potentials(t - 1, m_.earlier);
     }
 
     bool within_reach(const double* base) const {
@@ -262,7 +264,11 @@ private:
     void sweep(int64_t depth, const double* incoming) {
         T *u = m_.row_vectors + depth * m_.row_step, *y = u + m_.row_step;
         T *w = m_.column_vectors + depth * length_, *v = w + length_;
-        exponentiate_difference(m_.later, s_.g, columns_, w);
+        // The later potentials were the earlier ones of the last sweep of this window: half of the exponentials.
+        if (depth > 0)
+            memcpy(w, w - length_, sizeof(T) * size_t(columns_));
+        else
+            exponentiate_difference(m_.later, s_.g, columns_, w);
         exponentiate_difference(m_.earlier, s_.g, columns_, v);
         for (int64_t j = columns_; j < length_; ++j) w[j] = v[j] = 0;
         if constexpr (EXACT_COLUMNS<T>) {

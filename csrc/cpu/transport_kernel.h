@@ -331,13 +331,15 @@ void add_logarithms(const double* base, const double* above, const T* below, int
 // to_i = exp(exponent_i - base_i)
 template <class To>
 void exponentiate_difference(const double* exponents, const double* base, int64_t count, To* to) {
-    for (int64_t i = 0; i < count; i += LANES<double>) {
-        const int live = count - i < LANES<double> ? int(count - i) : LANES<double>;
-        double x[LANES<double>];
-        for (int lane = 0; lane < LANES<double>; ++lane) x[lane] = lane < live ? exponents[i + lane] - base[i + lane] : 0.0;
-        store<double>(x, exponential_or_zero(load<double>(x)));
-        for (int lane = 0; lane < live; ++lane) to[i + lane] = To(x[lane]);
+    double x[LANES<double>];
+    int64_t i = 0;
+    for (; i + LANES<double> <= count; i += LANES<double>) {
+        store<double>(x, exponential_or_zero(load<double>(exponents + i) - load<double>(base + i)));
+        for (int lane = 0; lane < LANES<double>; ++lane) to[i + lane] = To(x[lane]);
     }
+    for (int lane = 0; lane < LANES<double>; ++lane) x[lane] = i + lane < count ? exponents[i + lane] - base[i + lane] : 0.0;
+    store<double>(x, exponential_or_zero(load<double>(x)));
+    for (int lane = 0; i + lane < count; ++lane) to[i + lane] = To(x[lane]);
 }
 
 }  // namespace prosma::PROSMA_LEVEL
