@@ -170,7 +170,8 @@ class UNet(SegmentationModel):
         checks.choice("preset", preset, tuple(PRESETS))
         positive_integer("in_channels", in_channels)
         positive_integer("convolutions", convolutions)
-        found = _widths(PRESETS[preset][dimensions(spatial_dims)] if widths is None else widths)
+        dimensions(spatial_dims)
+        found = _widths(PRESETS[preset][spatial_dims] if widths is None else widths)
         given = (1, *(2,) * (len(found) - 1)) if strides is None else strides
         steps = _each_level("strides", given, len(found), spatial_dims)
         sizes = (kernel_sizes,) * len(found) if isinstance(kernel_sizes, int) else kernel_sizes

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..nn.layers import dimensions, laid_out_like, positive_integer, resize_like
 from ..ops import checks
 from .layers import convolution, cropped, padded, per_axis
+from .pretrained import Pretrained
 
 Strides = Sequence[int | Sequence[int]]
 
@@ -64,7 +65,7 @@ class Decoder(nn.Module):
     strides: Strides
 
 
-class SegmentationModel(nn.Module):
+class SegmentationModel(nn.Module, Pretrained):
     """The skeleton. In evaluation mode `model(x)` is the logits (B, classes, *size of x), in training mode a
     `SegmentationOutput` with a map for each scale.
 
@@ -113,17 +114,18 @@ class SegmentationModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | SegmentationOutput:
         """(B, in_channels, *size) -> see the class."""
-        x = checks.plain("x", x)
-        self._check(x)
-        image = padded(x, self._multiple)
-        *skips, coarsest = self.encoder(image)
-        deepest, auxiliary = self.bottleneck(coarsest)
-        decoded = self.decoder([*skips, deepest], self.gates)
-        if not self.training:
-            return self._fitted(resize_like(self.heads[-1](decoded[-1]), image), x.shape[2:])
-        size = x.shape[2:]
+        return self.all_scales(x) if self.training else self.finest(x)
+
+    def finest(self, x: Tensor) -> Tensor:
+        """The logits, whatever the mode; no other head runs."""
+        image, decoded, _ = self._decoded(x)
+        return _fitted(resize_like(self.heads[-1](decoded[-1]), image), x.shape[2:])
+
+    def all_scales(self, x: Tensor) -> SegmentationOutput:
+        """A map for each scale, whatever the mode."""
+        _, decoded, auxiliary = self._decoded(x)
         maps = [
-            self._fitted(head(values), [-(-length // step) for length, step in zip(size, stride, strict=True)])
+            _fitted(head(values), [-(-length // step) for length, step in zip(x.shape[2:], stride, strict=True)])
             for head, values, stride in zip(self.heads, decoded[-len(self.heads) :], self._strides, strict=True)
         ]
         return SegmentationOutput(maps, auxiliary)
@@ -132,12 +134,14 @@ class SegmentationModel(nn.Module):
         """Plain values from which `create_model(**model.config())` makes such a model again."""
         return {"name": self.model_name, **copy.deepcopy(self._config)}
 
-    @staticmethod
-    def _fitted(values: Tensor, size: Sequence[int]) -> Tensor:
-        """Cropped, and laid out in memory as before."""
-        if values.shape[2:] == tuple(size):
-            return values
-        return laid_out_like(cropped(values, size), values)
+    def _decoded(self, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The padded image, the decoder's features, coarse to fine, and what to add to the loss."""
+        x = checks.plain("x", x)
+        self._check(x)
+        image = padded(x, self._multiple)
+        *skips, coarsest = self.encoder(image)
+        deepest, auxiliary = self.bottleneck(coarsest)
+        return image, self.decoder([*skips, deepest], self.gates), auxiliary
 
     def _check(self, x: Tensor) -> None:
         axes = "(B, C, H, W)" if self.spatial_dims == 2 else "(B, C, D, H, W)"
@@ -147,3 +151,10 @@ class SegmentationModel(nn.Module):
             raise ValueError(f"x has {x.shape[1]} channels; this model was made for in_channels={self.in_channels}")
         if 0 in x.shape[2:]:
             raise ValueError(f"x has shape {tuple(x.shape)}; every spatial size must be at least 1")
+
+
+def _fitted(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Cropped, and laid out in memory as before."""
+    if values.shape[2:] == tuple(size):
+        return values
+    return laid_out_like(cropped(values, size), values)
