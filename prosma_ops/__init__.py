@@ -20,6 +20,7 @@ __all__ = [
     "check_errors",
     "code_statistics",
     "explain",
+    "fuse",
     "map_names",
     "mixed_logit_statistics",
     "models",
@@ -32,6 +33,7 @@ __all__ = [
     "testing",
     "transport_align",
     "transport_plan",
+    "unfuse",
     "use_backend",
 ]
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from . import models, nn, reference, testing
     from .backends import explain, use_backend
     from .errors import check_errors
+    from .fusion import fuse, unfuse
     from .ops.codebook import CodeStatistics, NearestCode, code_statistics, nearest_code
     from .ops.logit_mixing import LogitStatistics, map_names, mixed_logit_statistics
     from .ops.proximal_gate import proximal_gate, soft_threshold
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
 _HOME = {
     "check_errors": ".errors",
     "explain": ".backends",
+    "fuse": ".fusion",
+    "unfuse": ".fusion",
     "use_backend": ".backends",
     "LogitStatistics": ".ops",
     "map_names": ".ops",
