@@ -1,0 +1,1 @@
+"""Scripts that show something, each by itself: `python -m examples.<name> --help`."""
