@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from examples.lesions import CLASSES, dice, generated, train
 from prosma_ops.models import SegmentationModel, create_model
 
-WIDTHS = (16, 32, 64, 128)
+WIDTHS = (8, 16, 32, 64)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "as it comes": ("prosma_unet", {}),
     "tanh": ("prosma_unet", {"activation": "tanh"}),

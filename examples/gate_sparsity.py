@@ -22,7 +22,7 @@ from examples.lesions import CLASSES, dice, generated, train
 from prosma_ops.models import SegmentationModel, create_model
 from prosma_ops.nn import ProximalGate
 
-WIDTHS = (16, 32, 64, 128)
+WIDTHS = (8, 16, 32, 64)
 NOISE = 0.5
 ENLARGED = 3
 
