@@ -21,6 +21,8 @@ from prosma_ops.testing.parity import Expectation, Implementation
 
 assert ops  # imported so that every operator is registered, whatever a test imports itself
 
+INDUCTOR_WARNS = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of itself, when it is imported
+
 IMPLEMENTATIONS = {
     "reference": Implementation("reference"),
     **{f"cpu-{level}": Implementation("cpu", level) for level in ("portable", "v3", "v4")},

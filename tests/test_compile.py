@@ -13,8 +13,7 @@ from torch._dynamo.backends.common import aot_autograd
 from prosma_ops import proximal_gate, soft_threshold
 from prosma_ops.testing import Problem, compare
 from prosma_ops.testing.proximal_gate import OPTIONAL, example
-
-INDUCTOR_WARNS = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of itself, when it is imported
+from tests.conftest import INDUCTOR_WARNS
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ from prosma_ops import mixed_logit_statistics
 from prosma_ops.testing import Problem, compare, parity
 from prosma_ops.testing.logit_mixing import BIASES, PARAMETERS, example
 from prosma_ops.testing.parity import Implementation
+from tests.conftest import INDUCTOR_WARNS
 
-INDUCTOR_WARNS = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of itself, when it is imported
 SUMS = ("cross_entropy", "intersection", "probability", "square", "log_probability")
 
 # torch.library.opcheck, all utilities: schema, fake kernel, autograd registration, tracing with dynamic shapes.

@@ -14,6 +14,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from prosma_ops.models import AttentionUNet, SegmentationModel, UNet, create_model
+from tests.conftest import INDUCTOR_WARNS
 from tests.small_models import CHANNELS, CLASSES, CONVOLUTIONAL, images, labels, loss_of, made
 
 SIZE = {2: (9, 11), 3: (5, 6, 7)}
@@ -39,6 +40,7 @@ def test_evaluation_compiles_whole(name: str) -> None:
 
 
 @pytest.mark.slow
+@INDUCTOR_WARNS
 @each_model
 def test_evaluation_compiles_whole_with_inductor(name: str) -> None:
     torch.compiler.reset()
@@ -49,6 +51,7 @@ def test_evaluation_compiles_whole_with_inductor(name: str) -> None:
 
 
 @pytest.mark.slow
+@INDUCTOR_WARNS
 @pytest.mark.parametrize("name", ["prosma_unet", "l2g_net"])
 def test_a_training_step_compiles_whole(name: str) -> None:
     torch.compiler.reset()
