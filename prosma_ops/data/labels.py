@@ -147,10 +147,12 @@ class LabelScheme:
         return mask
 
     def palette(self) -> tuple[Colour, ...]:
-        """A colour for each code up to the largest, the masks' own where they have some."""
-        count = max(self.known()) + 1
-        own = self.colours[:count]
-        return own + tuple(COLOURS[1 + (code - 1) % (len(COLOURS) - 1)] for code in range(len(own), count))
+        """A colour for each code up to the largest: the masks' own where they have some, else one an output."""
+        colours = [COLOURS[0]] * (max(self.known()) + 1)
+        for place, output in enumerate(self.foreground):
+            for code in (self.written[output],) if self.written else self.codes[output]:
+                colours[code] = COLOURS[1 + place % (len(COLOURS) - 1)]
+        return (*self.colours[: len(colours)], *colours[len(self.colours) :])
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -146,7 +146,8 @@ def _codes(opened: Image.Image) -> Array:
 def _binary(grey: np.ndarray) -> np.ndarray | None:
     """0 and 255, if a JPEG that was made from these is what it looks like: its edges are blurred, the rest is not."""
     near = np.count_nonzero((grey < 32) | (grey > 223))
-    return np.where(grey >= 128, np.uint8(255), np.uint8(0)) if near >= 0.95 * grey.size else None
+    binary = near >= 0.95 * grey.size and grey.max() > 223
+    return np.where(grey >= 128, np.uint8(255), np.uint8(0)) if binary else None
 
 
 def _nifti(path: Path) -> Array:

@@ -1,0 +1,218 @@
+"""What a training draws: the same for the same seed, biased towards the foreground, and spread over processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prosma_ops.data import (
+    Augmentation,
+    Preparation,
+    TrainingSamples,
+    batches,
+    recognise,
+    survey,
+)
+from prosma_ops.data.samples import window
+from tests.data_folders import archives, describe, noise, picture, pictures, square, volume
+
+STRONG = Augmentation(flip=0.5, affine=1, intensity=1, noise=1, blur=1)
+
+
+def samples(where: Path | str, patch: tuple[int, ...], **options: object) -> TrainingSamples:
+    found = survey(recognise(where))
+    preparation = Preparation.of(found)
+    return TrainingSamples(found.collection.cases, preparation, patch, **options)  # type: ignore[arg-type]
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[key], second[key]) for key in ("image", "label"))
+
+
+@pytest.mark.parametrize("where", ["phantom:cases=5,size=32", "phantom:dimensions=3,cases=3,size=24"])
+def test_a_number_and_a_seed_decide_everything(where: str) -> None:
+    patch = (24,) * recognise(where).dimensions
+    first, again = (samples(where, patch, augmentation=STRONG, seed=3) for _ in range(2))
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002  (what others do with it must not matter)
+    expected = [first[number] for number in range(4)]
+    assert all(same(again[number], expected[number]) for number in (3, 1, 0, 2))
+    other = samples(where, patch, augmentation=STRONG, seed=4)
+    assert not any(same(other[number], expected[number]) for number in range(4))
+    assert not same(expected[0], first[len(first)])
+
+
+def test_global_random_numbers_are_left_alone() -> None:
+    drawn = samples("phantom:cases=2,size=24", (16, 16), augmentation=STRONG)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    list(batches(drawn, 2, 3, workers=0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_comes_out() -> None:
+    drawn = samples("phantom:dimensions=3,cases=2,size=24", (16, 24, 32), augmentation=STRONG)
+    for number in range(3):
+        sample = drawn[number]
+        assert type(sample["image"]) is type(sample["label"]) is torch.Tensor
+        assert (sample["image"].shape, sample["image"].dtype) == ((1, 16, 24, 32), torch.float32)
+        assert (sample["label"].shape, sample["label"].dtype) == ((1, 16, 24, 32), torch.uint8)
+        assert set(sample["label"].unique().tolist()) <= {0, 1, 2, 3}
+        assert torch.isfinite(sample["image"]).all()
+
+
+def test_without_augmentation_patches_are_cut_and_no_more() -> None:
+    where = "phantom:cases=3,size=24"
+    found = survey(recognise(where))
+    preparation = Preparation.of(found)
+    whole = samples(where, (24, 24))
+    for number in range(3):
+        expected = preparation(found.collection.cases[whole.drawn(number)[0]])
+        assert same(whole[number], expected)
+
+
+def test_every_case_is_drawn_once_an_epoch() -> None:
+    drawn = samples("phantom:cases=7,size=16", (16, 16))
+    epochs = [[drawn.drawn(number)[0] for number in range(7 * epoch, 7 * epoch + 7)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_labels_turn_with_their_images(tmp_path: Path) -> None:
+    """The image is its own label, so after any change they must still agree."""
+    pictures(tmp_path, 2, size=48, label=1)
+    for i in range(2):
+        picture(tmp_path / "images" / f"{i:03}.png", square((48, 48), 200))
+    turned = samples(tmp_path, (32, 32), augmentation=Augmentation(affine=1, intensity=0, noise=0, blur=0))
+    shares = []
+    for number in range(12):
+        sample = turned[number]
+        inside = sample["label"][0] == 1
+        agree = (sample["image"][0] > 0.5) == inside
+        shares.append(float(agree.float().mean()))
+    assert min(shares) > 0.93
+    assert len({float(turned[number]["image"].sum()) for number in range(12)}) > 6
+
+
+def rare(folder: Path) -> Path:
+    """Volumes of which one has a single voxel of class 2, and most are background."""
+    for i in range(4):
+        mask = np.zeros((24, 24, 24), np.uint8)
+        mask[4:8, 4:8, 4:8] = 1
+        if i == 2:
+            mask[20, 19, 18] = 2
+        volume(folder / "images" / f"{i}.nii.gz", noise((24, 24, 24), i))
+        volume(folder / "labels" / f"{i}.nii.gz", mask)
+    return folder
+
+
+def test_patches_are_biased_towards_the_foreground(tmp_path: Path) -> None:
+    rare(tmp_path)
+    share = {}
+    for foreground in (0.0, 1.0):
+        drawn = samples(tmp_path, (6, 6, 6), foreground=foreground)
+        share[foreground] = np.mean([bool(drawn[number]["label"].any()) for number in range(40)])
+    assert share[1.0] == 1
+    assert share[0.0] < 0.5
+
+
+def test_balanced_sampling_finds_the_rare_class(tmp_path: Path) -> None:
+    drawn = samples(rare(tmp_path), (6, 6, 6), foreground=1.0, balanced=True)
+    having = [int((drawn[number]["label"] == 2).sum()) for number in range(60)]
+    assert 15 <= sum(count > 0 for count in having) <= 45
+    assert {drawn.drawn(number)[0] for number in range(60)} == {0, 1, 2, 3}
+
+
+def test_a_patch_larger_than_its_image_is_filled_up() -> None:
+    drawn = samples("phantom:cases=1,size=16", (24, 20))
+    sample = drawn[0]
+    assert sample["image"].shape == (1, 24, 20)
+    assert int((sample["image"] != 0).sum()) == 256
+    assert not sample["label"][0, :4].any()
+
+
+def test_windows_reach_outside() -> None:
+    values = torch.arange(1.0, 13).reshape(1, 3, 4)
+    assert torch.equal(window(values, (1, 1), (2, 3)), values[:, 1:, 1:])
+    assert window(values, (-1, 2), (3, 4))[0].tolist() == [[0, 0, 0, 0], [3, 4, 0, 0], [7, 8, 0, 0]]
+    assert not window(values, (5, -9), (2, 2)).any()
+
+
+def test_regions_are_drawn_too(tmp_path: Path) -> None:
+    describe(pictures(tmp_path, 3), labels={"background": 0, "whole": [1, 2], "core": [2]})
+    picture(tmp_path / "masks" / "000.png", square((24, 24), 2))
+    drawn = samples(tmp_path, (8, 8), foreground=1.0, augmentation=STRONG)
+    for number in range(6):
+        label = drawn[number]["label"]
+        assert label.shape == (2, 8, 8)
+        assert set(label.unique().tolist()) <= {0, 1}
+
+
+def test_stacks_are_drawn_slice_by_slice(tmp_path: Path) -> None:
+    found = survey(recognise(archives(tmp_path)))
+    stacks = [case for case in found.collection.cases if case.stack]
+    drawn = TrainingSamples(stacks, Preparation.of(found), (16, 16), foreground=0.5)
+    assert {tuple(drawn[number]["image"].shape) for number in range(8)} == {(1, 16, 16)}
+
+
+def test_what_does_not_fit_into_the_cache_is_read_again() -> None:
+    where = "phantom:cases=6,size=32"
+    everything, nothing = samples(where, (16, 16)), samples(where, (16, 16), cache_bytes=0)
+    a_few = samples(where, (16, 16), cache_bytes=20_000)
+    assert (len(everything._kept), len(nothing._kept)) == (6, 0)
+    assert 0 < len(a_few._kept) < 6
+    for number in range(6):
+        assert same(everything[number], nothing[number])
+        assert same(everything[number], a_few[number])
+
+
+def test_processes_share_a_batch() -> None:
+    drawn = samples("phantom:cases=5,size=16", (16, 16), augmentation=STRONG)
+    whole = list(batches(drawn, 4, 3, workers=0))
+    halves = [list(batches(drawn, 2, 3, rank=rank, processes=2, workers=0)) for rank in (0, 1)]
+    for batch, first, second in zip(whole, *halves, strict=True):
+        assert torch.equal(batch["image"], torch.cat([first["image"], second["image"]]))
+        assert torch.equal(batch["label"], torch.cat([first["label"], second["label"]]))
+
+
+# From Python 3.12 on forking a process with threads warns; the workers use none of what the threads may hold.
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_going_on_from_a_step_and_workers_change_nothing() -> None:
+    drawn = samples("phantom:cases=5,size=16", (16, 16), augmentation=STRONG)
+    whole = list(batches(drawn, 2, 4, workers=0))
+    rest = list(batches(drawn, 2, 4, first=2, workers=1))
+    assert len(rest) == 2
+    assert all(same(batch, expected) for batch, expected in zip(rest, whole[2:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch": (8,)}, "patch must be 2 sizes"),
+        ({"patch": (8, 0)}, "patch must be 2 sizes"),
+        ({"foreground": 1.5}, "foreground is a share"),
+        ({"cases": ()}, "no cases to draw training samples from"),
+    ],
+)
+def test_arguments_are_checked(options: dict[str, object], message: str) -> None:
+    found = survey(recognise("phantom:cases=2,size=16"))
+    arguments = {"cases": found.collection.cases, "preparation": Preparation.of(found), "patch": (8, 8)} | options
+    with pytest.raises(ValueError, match=message):
+        TrainingSamples(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"flip": 1.5}, {"noise": -1}, {"scaling": 1.0}, {"rotation": 200}])
+def test_chances_are_checked(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Augmentation(**options)  # type: ignore[arg-type]
+
+
+def test_batches_are_checked() -> None:
+    drawn = samples("phantom:cases=1,size=16", (8, 8))
+    with pytest.raises(ValueError, match="rank below processes"):
+        batches(drawn, 2, 3, rank=1)
+    with pytest.raises(ValueError, match="steps must be at least first"):
+        batches(drawn, 2, 3, first=4)
