@@ -18,7 +18,9 @@ from prosma_ops import native, ops
 from prosma_ops.testing import parity
 from prosma_ops.testing.case import DTYPES, Case, Problem, dtype_name, suite
 from prosma_ops.testing.parity import Expectation, Implementation
+from prosma_ops.testing.torchvision import declare_operators
 
+declare_operators()  # before a test imports timm
 assert ops  # imported so that every operator is registered, whatever a test imports itself
 
 INDUCTOR_WARNS = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of itself, when it is imported

@@ -1,12 +1,14 @@
 """What stands on a skip connection: `gate(skip, gating)` is of the skip's shape; `gating` may be coarser.
 
-none        skip
-attention   skip * sigmoid(norm(psi(relu(norm(W_x skip) + norm(W_g up(gating))))))       one factor a pixel
-proximal    skip * soft threshold of a sparse field * one factor a channel               `prosma_ops.nn.ProximalGate`
+none          skip
+attention     skip * sigmoid(norm(psi(relu(norm(W_x skip) + norm(W_g up(gating))))))     one factor a pixel
+large_kernel  the same with grouped 3x3 convolutions for W_x and W_g
+proximal      skip * soft threshold of a sparse field * one factor a channel             `prosma_ops.nn.ProximalGate`
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from ..nn import ProximalGate
 from ..nn.layers import dimensions, normalization, pointwise, positive_integer, resize_like
+from .layers import convolution
 from .parts import chosen
 
 
@@ -68,7 +71,46 @@ class AttentionGate(nn.Module):
         return skip * factors
 
 
-GATES: dict[str, type[nn.Module]] = {"none": NoGate, "attention": AttentionGate, "proximal": ProximalGate}
+class LargeKernelGate(nn.Module):
+    """LGAG, the grouped attention gate of EMCAD (arXiv 2405.06880): one factor from 0 to 1 for each pixel.
+
+    Skip connection and gating are compared in half as many features as the skip has channels, which grouped 3x3
+    convolutions make of them; a group is one of these features where that divides the channels, as it does in EMCAD.
+
+    Arguments:
+        channels: of the skip connection, and of the result.
+        gating_channels: of the decoder's features; as many as `channels` in EMCAD.
+        spatial_dims: 2 or 3.
+        norm: "batch", "instance" or "group".
+    """
+
+    def __init__(self, channels: int, gating_channels: int, *, spatial_dims: int = 2, norm: str = "batch") -> None:
+        super().__init__()
+        width = max(1, channels // 2)
+
+        def project(inputs: int) -> nn.Sequential:
+            grouped = convolution(inputs, width, spatial_dims, groups=math.gcd(inputs, width), bias=True)
+            return nn.Sequential(grouped, normalization(norm, width, spatial_dims))
+
+        self.project_skip = project(channels)
+        self.project_gating = project(gating_channels)
+        self.attention = nn.Sequential(
+            convolution(width, 1, spatial_dims, kernel_size=1, bias=True), normalization(norm, 1, spatial_dims)
+        )
+
+    def forward(self, skip: Tensor, gating: Tensor) -> Tensor:
+        """(B, channels, *size) and (B, gating_channels, *size or coarser) -> (B, channels, *size)."""
+        confirmed = resize_like(self.project_gating(gating), skip)
+        factors: Tensor = self.attention(F.relu(self.project_skip(skip) + confirmed)).sigmoid()
+        return skip * factors
+
+
+GATES: dict[str, type[nn.Module]] = {
+    "none": NoGate,
+    "attention": AttentionGate,
+    "large_kernel": LargeKernelGate,
+    "proximal": ProximalGate,
+}
 
 
 def make_gates(
@@ -80,7 +122,7 @@ def make_gates(
     norm: str,
     options: Mapping[str, Any] | None = None,
 ) -> list[nn.Module]:
-    """A gate for each skip connection: "none", "attention" or "proximal", with the keyword arguments of its class."""
+    """A gate for each skip connection: a key of `GATES`, with the keyword arguments of its class."""
     make, given = chosen("gate", kind, GATES, options)
     return [
         make(own, gating, spatial_dims=spatial_dims, norm=norm, **given)
