@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import prosma_ops
 from prosma_ops.models import SegmentationModel, SegmentationOutput, create_model
 from prosma_ops.models.layers import per_axis
+from prosma_ops.testing.torchvision import declare_operators
+from tests import two_processes
 
 PLACES = 10
 
@@ -193,6 +199,57 @@ def compiles_whole(model: SegmentationModel, size: tuple[int, ...], *, training:
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: values.grad.clone() for name, values in model.named_parameters() if values.grad is not None}
+
+
+def goes_into_a_folder_and_back(model: SegmentationModel, size: tuple[int, ...], folder: Path) -> None:
+    model.eval().save_pretrained(folder)
+    other, x = SegmentationModel.from_pretrained(folder), image(model, *size)
+    assert type(other) is type(model)
+    with torch.no_grad():
+        assert torch.equal(other(x), model(x))
+
+
+def agrees_with_onnxruntime(model: SegmentationModel, size: tuple[int, ...], folder: Path) -> None:
+    import onnxruntime
+
+    x, path = image(model, *size), folder / "model.onnx"
+    torch.onnx.export(
+        model.eval(), (x,), path, dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"image": x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits), model(x), rtol=1e-4, atol=1e-4)
+
+
+def slides_over_a_large_image(model: SegmentationModel, size: tuple[int, ...]) -> None:
+    x = image(model, *(extent + extent // 2 for extent in size))
+    with torch.no_grad():
+        logits = sliding_window_inference(x, size, 2, model.eval(), overlap=0.5)
+        assert logits.shape == (2, model.classes, *x.shape[2:])
+        small = image(model, *size)
+        whole = sliding_window_inference(small, size, 2, model)
+        torch.testing.assert_close(whole, model(small), rtol=1e-4, atol=1e-5)
+
+
+def trains_in_two_processes(model: SegmentationModel, size: tuple[int, ...], folder: Path) -> None:
+    """Under DistributedDataParallel, which complains of parameters that get no gradient; both end up equal."""
+    first, second = two_processes.run(distributed_steps, folder, model.config(), size)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def distributed_steps(rank: int, config: dict[str, Any], size: tuple[int, ...]) -> list[Tensor]:
+    declare_operators()  # this process has read no conftest
+    torch.manual_seed(0)
+    model = create_model(**config)
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.01)
+    torch.manual_seed(rank)
+    for _ in range(2):  # the second asks whether the first reached every parameter
+        optimizer.zero_grad()
+        loss_of(wrapped(image(model, *size))).backward()
+        optimizer.step()
+    return [values.detach() for values in model.parameters()]
 
 
 def exports(model: SegmentationModel, size: tuple[int, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from prosma_ops.models.gates import LargeKernelGate
 from prosma_ops.models.timm_encoder import TimmEncoder
 from prosma_ops.testing import torchvision
 from tests import model_checks
+from tests.conftest import INDUCTOR_WARNS
 
 SIZE = (64, 64)
 SMALL: dict[str, Any] = {"encoder": "convolutional", "widths": (8, 12, 16, 24)}
@@ -29,7 +31,6 @@ PYRAMID: dict[str, Any] = {"encoder": "pvt_v2_b0"}
 # Of the convolutions in the gate, each before a normalization.
 IDLE = r"^gates\.\d\.\w+\.0\.bias$|^encoder\.to_colours\.0\.bias$"
 ENCODERS = pytest.mark.parametrize("options", [SMALL, PYRAMID], ids=lambda options: options["encoder"])
-INDUCTOR_WARNS = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of itself, when it is imported
 
 
 def emcad(in_channels: int = 3, classes: int = 3, **options: Any) -> SegmentationModel:
@@ -196,6 +197,28 @@ def test_it_learns_a_batch_by_heart(options: dict[str, Any]) -> None:
 def test_it_compiles_whole(options: dict[str, Any], training: bool) -> None:
     torch.compiler.reset()
     model_checks.compiles_whole(emcad(**options), SIZE, training=training)
+
+
+@ENCODERS
+def test_it_goes_into_a_folder_and_back(options: dict[str, Any], tmp_path: Path) -> None:
+    model_checks.goes_into_a_folder_and_back(emcad(1, **options), SIZE, tmp_path)
+
+
+@ENCODERS
+def test_a_sliding_window(options: dict[str, Any]) -> None:
+    model_checks.slides_over_a_large_image(emcad(**options), SIZE)
+
+
+@pytest.mark.slow
+@ENCODERS
+def test_two_processes_train_it(options: dict[str, Any], tmp_path: Path) -> None:
+    model_checks.trains_in_two_processes(emcad(**options), SIZE, tmp_path)
+
+
+@pytest.mark.slow
+@ENCODERS
+def test_onnxruntime_gives_the_same_logits(options: dict[str, Any], tmp_path: Path) -> None:
+    model_checks.agrees_with_onnxruntime(emcad(**options), (40, 64), tmp_path)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from prosma_ops.models import TransUNet, create_model
 from prosma_ops.models.residual_encoder import StandardizedConvolution
 from prosma_ops.models.vision_transformer import TransformerBottleneck
 from tests import model_checks
+from tests.conftest import INDUCTOR_WARNS
 
 SIZE = (32, 32)
 TINY: dict[str, Any] = {
@@ -29,7 +31,6 @@ TINY: dict[str, Any] = {
 # What timm must be told for a transformer of these sizes; its ResNet stages stay those of R50.
 HYBRID: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 32 / 24, "num_classes": 0}
 AS_HYBRID: dict[str, Any] = {**TINY, "stem": 64, "blocks": (3, 4, 9)}
-INDUCTOR_WARNS = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of itself, when it is imported
 
 
 def trans_unet(in_channels: int = 3, classes: int = 3, **options: Any) -> TransUNet:
@@ -223,6 +224,26 @@ def test_it_learns_a_batch_by_heart() -> None:
 def test_it_compiles_whole(training: bool) -> None:
     torch.compiler.reset()
     model_checks.compiles_whole(trans_unet(dropout=0), (48, 64), training=training)
+
+
+def test_it_goes_into_a_folder_and_back(tmp_path: Path) -> None:
+    model_checks.goes_into_a_folder_and_back(trans_unet(1), SIZE, tmp_path)
+
+
+def test_a_sliding_window() -> None:
+    model_checks.slides_over_a_large_image(trans_unet(), SIZE)
+
+
+@pytest.mark.slow
+def test_two_processes_train_it(tmp_path: Path) -> None:
+    model_checks.trains_in_two_processes(trans_unet(), SIZE, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(32, 32), (64, 48)], ids=str)
+def test_onnxruntime_gives_the_same_logits(size: tuple[int, ...], tmp_path: Path) -> None:
+    """At the size that the position embedding is learned for, and at another."""
+    model_checks.agrees_with_onnxruntime(trans_unet(), size, tmp_path)
 
 
 @pytest.mark.slow
