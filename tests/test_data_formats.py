@@ -7,8 +7,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
-from prosma_ops.data import BadFileError, read_image, read_label, recognise
+from prosma_ops.data import BadFileError, Case, inputs, read_image, read_label, recognise
+from prosma_ops.data.case import File
 from tests.data_folders import archives, describe, noise, picture, pictures, square, volume, volumes
 
 
@@ -172,3 +174,59 @@ def test_a_bad_description_is_named(tmp_path: Path, content: str, message: str) 
     (pictures(tmp_path) / "dataset.json").write_text(content)
     with pytest.raises(BadFileError, match=rf"dataset\.json.*{message}"):
         recognise(tmp_path)
+
+
+def test_folders_within_are_splits_or_subjects(tmp_path: Path) -> None:
+    for inner in ("train", "test"):
+        for kind in ("images", "masks"):
+            picture(tmp_path / "splits" / kind / inner / "0.png", square((16, 16)))
+    for inner in ("anna", "bert"):
+        for kind in ("images", "masks"):
+            for name in "01":
+                picture(tmp_path / "subjects" / kind / inner / f"{name}.png", square((16, 16)))
+    found = recognise(tmp_path / "splits")
+    assert {case.name: case.split for case in found.cases} == {"train/0": "train", "test/0": "test"}
+    found = recognise(tmp_path / "subjects")
+    assert {case.name: case.subject for case in found.cases} == {
+        "anna/0": "anna",
+        "anna/1": "anna",
+        "bert/0": "bert",
+        "bert/1": "bert",
+    }
+
+
+def test_volumes_of_one_slice_are_flat(tmp_path: Path) -> None:
+    volume(tmp_path / "images" / "a.nii.gz", noise((16, 18, 1), 0))
+    volume(tmp_path / "labels" / "a.nii.gz", square((16, 18, 1), 1)[..., :1])
+    found = recognise(tmp_path)
+    assert found.dimensions == 2
+    assert read_image(found.cases[0], 2).values.shape == (1, 16, 18)
+    assert read_label(found.cases[0], 2).values.shape == (16, 18)
+
+
+def test_pages_and_records_are_refused(tmp_path: Path) -> None:
+    pictures(tmp_path / "a", 2)
+    pages = [Image.fromarray(noise((8, 8), i)) for i in range(3)]
+    pages[0].save(tmp_path / "a" / "images" / "000.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(BadFileError, match=r"000\.tif: has 3 pages"):
+        read_image(Case("a", (File(tmp_path / "a" / "images" / "000.tif"),)), 2)
+    colours = np.zeros((8, 8, 8), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    volume(tmp_path / "b.nii.gz", colours)
+    with pytest.raises(BadFileError, match=r"b\.nii\.gz: holds records"):
+        read_image(Case("b", (File(tmp_path / "b.nii.gz"),)), 3)
+
+
+def test_inputs_without_masks(tmp_path: Path) -> None:
+    for name in ("a_0000", "a_0001", "b_0000", "b_0001"):
+        volume(tmp_path / f"{name}.nii.gz", noise((8, 8, 8), 0))
+    assert [(case.name, len(case.images)) for case in inputs([tmp_path], 2)] == [("a", 2), ("b", 2)]
+    single = inputs([tmp_path / "a_0000.nii.gz", tmp_path / "b_0001.nii.gz"])
+    assert [(case.name, case.label) for case in single] == [("a_0000", None), ("b_0001", None)]
+    with pytest.raises(ValueError, match="does not exist"):
+        inputs([tmp_path / "absent.png"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"there are no images in .*empty"):
+        inputs([tmp_path / "empty"])
+    (tmp_path / "b_0001.nii.gz").unlink()
+    with pytest.raises(ValueError, match=r"b_0000\.nii\.gz is of an image b with 1 channels"):
+        inputs([tmp_path], 2)

@@ -190,3 +190,23 @@ def test_inspecting_needs_no_torch(python: Callable[..., subprocess.CompletedPro
     """
     done = python(code)
     assert done.stdout.endswith("0 []\n"), done.stdout + done.stderr
+
+
+def test_images_with_fewer_channels_than_are_named(tmp_path: Path) -> None:
+    describe(volumes(tmp_path, 2), channel_names={"0": "T1", "1": "T2"})
+    found = inspect(tmp_path)
+    expected = "has 1 channels, where dataset.json names 2"
+    assert messages(found, "error") == {"scan_000.nii.gz": expected, "scan_001.nii.gz": expected}
+    assert as_json(found)["usable"] == 0
+
+
+def test_a_missing_library_is_named(python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    code = """
+        import sys
+        sys.modules["nibabel"] = None
+        from prosma_ops import cli
+        cli.main(["inspect", "phantom"])
+    """
+    done = python(code)
+    assert done.returncode == 2
+    assert "nibabel is not installed: pip install 'prosma-ops[train]'" in done.stderr

@@ -103,6 +103,14 @@ def test_stacks_become_volumes(tmp_path: Path) -> None:
     assert np.asarray(nibabel.load(path).dataobj).shape == (5, 16, 16)
 
 
+def test_volumes_of_one_slice_stay_so(tmp_path: Path) -> None:
+    volume(tmp_path / "images" / "a.nii.gz", noise((16, 18, 1), 0))
+    volume(tmp_path / "labels" / "a.nii.gz", np.ones((16, 18, 1), np.uint8))
+    source = read_image(recognise(tmp_path).cases[0], 2)
+    path = write_mask(tmp_path / "out" / "a", square((16, 18)), TWO, source)
+    np.testing.assert_array_equal(np.asarray(nibabel.load(path).dataobj), square((16, 18))[..., None])
+
+
 def test_probabilities(tmp_path: Path) -> None:
     values = np.random.default_rng(0).random((3, 6, 7, 8))
     source = Array(np.zeros((1, 6, 7, 8)), (1.0, 1.0, 2.0), np.diag([1.0, 1, 2, 1]), space=(6, 7, 8))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .geometry import patch_size, strides, thick_axis
     from .inspection import Inspection, inspect
     from .labels import LabelScheme
+    from .pairs import inputs
     from .phantom import Phantom
     from .preparation import Normalisation, Preparation, Prepared
     from .reading import read_image, read_label
@@ -45,6 +46,7 @@ _HOME = {
     "Inspection": ".inspection",
     "inspect": ".inspection",
     "LabelScheme": ".labels",
+    "inputs": ".pairs",
     "Phantom": ".phantom",
     "Normalisation": ".preparation",
     "Preparation": ".preparation",
@@ -77,6 +79,7 @@ __all__ = [
     "Survey",
     "TrainingSamples",
     "batches",
+    "inputs",
     "inspect",
     "overlay",
     "patch_size",

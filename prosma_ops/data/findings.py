@@ -66,7 +66,12 @@ class Finding:
         return not any(problem.severity == "error" for problem in self.problems)
 
 
-Progress = Callable[[Iterable[Finding]], Iterable[Finding]]
+# Findings as they come, and how many there will be; the same findings, with something shown meanwhile.
+Progress = Callable[[Iterable[Finding], int], Iterable[Finding]]
+
+
+def silent(findings: Iterable[Finding], total: int) -> Iterable[Finding]:
+    return findings
 
 
 @dataclass(frozen=True)
@@ -104,20 +109,20 @@ class Survey:
         return tuple("CT" if low <= AIR else f"channel {number}" for number, low in enumerate(lows))
 
 
-def survey(collection: Collection, workers: int | None = None, progress: Progress = iter) -> Survey:
+def survey(collection: Collection, workers: int | None = None, progress: Progress = silent) -> Survey:
     """Reads every case, `workers` at a time; `progress` may wrap the findings as they come, in order."""
     if not collection.cases:
         problem = Problem("error", collection.location, f"holds no images ({collection.format or 'of any format'})")
         return Survey(collection, (), collection.scheme, (*collection.problems, problem))
     with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as pool:
-        findings = list(progress(pool.map(lambda case: look(collection, case), collection.cases)))
+        found = pool.map(lambda case: look(collection, case), collection.cases)
+        findings = _with_odd_channels(list(progress(found, len(collection.cases))), len(collection.channels))
     scheme, about_labels = _scheme(collection, findings)
     if scheme is not None:
         findings = [_judged(finding, scheme) for finding in findings]
-    together = [*_duplicates(findings), *_odd_channels(findings)]
     each = [problem for finding in findings for problem in finding.problems]
     missing = _occurrences(findings, scheme) if scheme is not None else []
-    problems = tuple(dict.fromkeys([*collection.problems, *each, *about_labels, *together, *missing]))
+    problems = tuple(dict.fromkeys([*collection.problems, *each, *about_labels, *_duplicates(findings), *missing]))
     return Survey(collection, tuple(findings), scheme, problems)
 
 
@@ -252,14 +257,19 @@ def _duplicates(findings: Iterable[Finding]) -> list[Problem]:
     ]
 
 
-def _odd_channels(findings: Iterable[Finding]) -> list[Problem]:
-    found = [finding for finding in findings if finding.channels]
-    usual, _ = Counter(len(finding.channels) for finding in found).most_common(1)[0] if found else (0, 0)
-    return [
-        Problem("error", str(finding.case), f"has {len(finding.channels)} channels, where most have {usual}")
-        for finding in found
-        if len(finding.channels) != usual
-    ]
+def _with_odd_channels(findings: Sequence[Finding], declared: int) -> list[Finding]:
+    """With an error for each image of another number of channels than is declared, or, if none is, than is usual."""
+    counts = Counter(len(finding.channels) for finding in findings if finding.channels)
+    wanted = declared or (counts.most_common(1)[0][0] if counts else 0)
+    why = "where dataset.json names" if declared else "where most have"
+    judged = []
+    for finding in findings:
+        if finding.channels and len(finding.channels) != wanted:
+            message = f"has {len(finding.channels)} channels, {why} {wanted}"
+            problem = Problem("error", str(finding.case), message)
+            finding = replace(finding, problems=(*finding.problems, problem))
+        judged.append(finding)
+    return judged
 
 
 def _occurrences(findings: Iterable[Finding], scheme: LabelScheme) -> list[Problem]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .case import SPLITS, BadFileError, Problem
-from .findings import Finding, Progress, Survey, survey
+from .findings import Finding, Progress, Survey, silent, survey
 from .formats import recognise
 from .labels import LabelScheme
 from .splits import Splits, split
@@ -37,7 +37,7 @@ def inspect(
     location: str | Path,
     seed: int = 0,
     workers: int | None = None,
-    progress: Progress = iter,
+    progress: Progress = silent,
 ) -> Inspection:
     """Looks at everything in a folder (or a phantom). Raises ValueError if it is none of the formats."""
     collection = recognise(location)

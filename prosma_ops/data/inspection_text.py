@@ -18,7 +18,7 @@ from .inspection import Inspection, as_json
 MOST_ALIKE = 10
 
 
-def track(findings: Iterable[Finding], total: int | None = None) -> Iterator[Finding]:
+def track(findings: Iterable[Finding], total: int) -> Iterator[Finding]:
     """The findings as they come, with a bar on the terminal's error channel while they do."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

@@ -181,7 +181,7 @@ class Preparation:
 
     def _resized(self, values: Tensor, source: Array, mode: str) -> Tensor:
         spacing = None if source.spacing is None else _along(source.spacing, axes_of(source))
-        return _resize(values, self.shape(values.shape[1:], spacing), mode)
+        return _resize(values, self.shape(values.shape[1:], spacing), mode, blur=mode in LINEAR.values())
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -229,11 +229,10 @@ def _along(numbers: Sequence[Number], axes: str) -> tuple[Number, ...]:
     return tuple(numbers[next(i for i, axis in enumerate(axes) if axis in pair)] for pair in AXES)
 
 
-def _resize(values: Tensor, size: tuple[int, ...], mode: str) -> Tensor:
+def _resize(values: Tensor, size: tuple[int, ...], mode: str, blur: bool = False) -> Tensor:
+    """`blur`: before shrinking, so that speckle does not turn into other speckle."""
     if tuple(values.shape[1:]) == size:
         return values
-    # Without a blur before it, shrinking an image turns speckle into other speckle.
-    blur = mode != "nearest-exact"
     return plain(Resize(size, mode=mode, anti_aliasing=blur)(values))
 
 

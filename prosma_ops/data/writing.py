@@ -51,6 +51,8 @@ def write_mask(path: Path, codes: np.ndarray, scheme: LabelScheme, source: Array
 def write_volume(path: Path, values: np.ndarray, source: Array) -> Path:
     """NIfTI with the affine and the header of the source; channels, which are in front here, become its last axis."""
     spatial = values if values.ndim == len(source.space) else np.moveaxis(values, 0, -1)
+    if spatial.ndim == 2 and spatial.shape == source.space:
+        spatial = spatial[..., None]  # NIfTI of one slice has three axes everywhere else, too
     affine = np.eye(4) if source.affine is None else source.affine
     image = nibabel.Nifti1Image(spatial, affine, _header(source, spatial.dtype))
     with replacing(path) as aside:
