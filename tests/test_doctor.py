@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import getpass
+import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,3 +102,13 @@ def test_paths_are_shortened(line: str, expected: str) -> None:
 )
 def test_the_level_of_a_processor(flags: str, expected: str) -> None:
     assert doctor.processor_level(flags.split()).startswith(expected)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGPIPE")
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "prosma_ops", "doctor"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
