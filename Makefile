@@ -17,7 +17,7 @@ RUN := $(VENV)/bin/python
 # torch is part of the name, so that another TORCH= installs anew.
 INSTALLED := $(VENV)/.installed-$(shell printf %s '$(TORCH)' | tr -c 'a-zA-Z0-9.' '-')
 
-.PHONY: help install demo test test-slow bench check lint format gpu clean
+.PHONY: help install demo test test-slow bench tables check lint format gpu clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,10 +50,14 @@ check: $(INSTALLED) ## every operator, backend, dtype and layout against the flo
 bench: $(INSTALLED) ## the whole benchmark, with its floors
 	$(RUN) -m benchmarks
 
-lint: $(INSTALLED) ## ruff, mypy, and the schemas of the workflows and of CITATION.cff
+tables: $(INSTALLED) ## the README's speed tables, from the results that are kept in benchmarks/results
+	$(RUN) -m benchmarks.tables
+
+lint: $(INSTALLED) ## ruff, mypy, the README's speed tables, and the schemas of the workflows and of CITATION.cff
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
+	$(RUN) -m benchmarks.tables --check
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 

@@ -23,6 +23,7 @@ from benchmarks import (
     proximal_gate,
     report,
     single,
+    tables,
     targets,
     timing,
     transport,
@@ -286,6 +287,23 @@ def test_the_step_with_the_last_map_takes_every_gradient_of_the_network() -> Non
     without = {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
     of_other_heads = {f"network.heads.{head}.{name}" for head in range(3) for name in ("weight", "bias")}
     assert without == of_other_heads | {name for name in names if not name.startswith("network.")}
+
+
+def test_the_readme_shows_the_newest_run_of_each_operator_and_kind_of_machine(tmp_path: Path) -> None:
+    runs = {"old": ("cpu", "2026-01-02"), "new": ("cpu", "2026-01-03"), "card": ("cuda", "2026-01-01")}
+    for name, (kind, date) in {**runs, "local": ("cpu", "2027-01-01")}.items():
+        path = tmp_path / "benchmarks" / "results" / name / "proximal_gate.json"
+        path.parent.mkdir(parents=True)
+        machine = {"kind": kind, "date": date, "device": name, "versions": {"torch": "2.13"}}
+        path.write_text(json.dumps({"machine": machine, "records": []}))
+    chosen = tables.newest(tables.found(tmp_path))
+    assert [path.parent.name for path, _ in chosen] == ["new", "card"]
+    page = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter"
+    once = tables.replaced(page, tables.tables(chosen))
+    assert "old" not in once
+    assert once.startswith("before\n")
+    assert once.endswith("\nafter")
+    assert tables.replaced(once, tables.tables(chosen)) == once
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
