@@ -113,6 +113,14 @@ def test_config_is_a_copy() -> None:
     assert model.config()["bottleneck_options"]["codes"] == 8
 
 
+def test_config_is_what_a_file_gives() -> None:
+    model = made("prosma_unet", gate_options={"dilations": (1, 2)}, strides=(1, 2, 2))
+    assert model.config()["gate_options"] == {"dilations": [1, 2]}
+    assert json.loads(json.dumps(model.config())) == model.config()
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        made("unet", deep_supervision=torch.tensor(True))
+
+
 def test_the_names() -> None:
     assert list_models()[: len(CONVOLUTIONAL)] == list(CONVOLUTIONAL)
     assert prosma_ops.models is models

@@ -30,8 +30,9 @@ def trained(name: str, spatial_dims: int = 2, **changes: Any) -> SegmentationMod
     return model.eval()
 
 
-@each_model
+@pytest.mark.parametrize("name", ["prosma_unet", "synergy_net", "l2g_net"])
 def test_evaluation_compiles_whole(name: str) -> None:
+    """Every part is in one of these; each model is compiled to the end among the slow tests."""
     torch.compiler.reset()
     model = trained(name)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -89,6 +90,7 @@ def test_export_with_sizes_left_open() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")  # torch's of itself
 @each_model
 @each_rank
 def test_onnxruntime_gives_the_same_logits(name: str, spatial_dims: int, tmp_path: Path) -> None:

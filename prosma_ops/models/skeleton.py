@@ -14,6 +14,7 @@ the size of the image.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -110,7 +111,8 @@ class SegmentationModel(nn.Module, Pretrained):
             convolution(channels, classes, spatial_dims, kernel_size=1, bias=True)
             for channels in decoder.channels[supervised]
         )
-        self._config = copy.deepcopy(dict(config))
+        # Through JSON and back: what `config` returns is what a file gives, and nothing else gets in.
+        self._config = json.loads(json.dumps(dict(config)))
 
     def forward(self, x: Tensor) -> Tensor | SegmentationOutput:
         """(B, in_channels, *size) -> see the class."""
