@@ -1,6 +1,6 @@
 """What a proximal gate removes: `prosma_unet` is trained on generated images, and its gates are looked at.
 
-    python -m examples.gate_sparsity [--steps 400] [--picture gates.png]
+    python -m examples.gate_sparsity [--steps 300] [--picture gates.png]
 
 Prints, for each skip connection from coarse to fine, the share of places where the gate is exactly zero, and how much
 the gated features change when noise is added to the skip connection, beside an `attention_unet` trained alike:
@@ -77,15 +77,16 @@ def report(models: dict[str, SegmentationModel], images: Tensor) -> str:
     return "\n".join(lines)
 
 
+@torch.no_grad()
 def picture(model: SegmentationModel, images: Tensor, labels: Tensor, path: Path) -> None:
     """A row an image: itself, its labels, the prediction, and what passes at each skip connection, coarse to fine."""
     from PIL import Image
 
-    logits, seen = watched(model, images)
+    logits = model.eval()(images)
     size = images.shape[2:]
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     panels = [(images - low) / (high - low), labels / (CLASSES - 1), logits.argmax(1, keepdim=True) / (CLASSES - 1)]
-    passed = [(one.result != 0).float().mean(1, keepdim=True) for one in seen]
+    passed = [(gate.last_gate() != 0).float().mean(1, keepdim=True) for gate in model.gates]
     panels += [F.interpolate(values, size=size, mode="nearest") for values in passed]
     whole = torch.cat([F.pad(values[:, 0], (1, 1, 1, 1), value=1.0) for values in panels], dim=2).flatten(0, 1)
     shown = Image.fromarray((255 * whole).to(torch.uint8).numpy())
@@ -94,7 +95,7 @@ def picture(model: SegmentationModel, images: Tensor, labels: Tensor, path: Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="of training, each with 8 images")
+    parser.add_argument("--steps", type=int, default=300, help="of training, each with 8 images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="a PNG to write; needs Pillow")
     arguments = parser.parse_args()

@@ -95,6 +95,7 @@ def test_sparsity_is_the_share_of_exact_zeros(backend: str) -> None:
     skip = skip.abs() + 1
     y = gate(skip, gating)
     assert gate.sparsity() == pytest.approx(float((y == 0).double().mean()))
+    assert torch.equal(gate.last_gate() == 0, y == 0)
     silent = made(initial_threshold=1e4)
     assert not silent(skip, gating).any()
     assert silent.sparsity() == 1.0

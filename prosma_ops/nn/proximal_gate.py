@@ -109,17 +109,21 @@ class ProximalGate(nn.Module):
         return self._gate(field, skip, factors.to(torch.promote_types(factors.dtype, torch.float32)))
 
     def sparsity(self) -> float:
-        """The share of exact zeros in the gate, activation(soft threshold of the field), of the last forward.
+        """The share of exact zeros in the gate of the last forward, see `last_gate`."""
+        gate = self.last_gate()
+        return (gate.numel() - int(torch.count_nonzero(gate))) / max(gate.numel(), 1)
 
-        Nothing is counted during a forward; the field of the last one is kept, and is gated again here with the
-        parameters as they are now. Ask before the next optimizer step to hear about the parameters that ran.
+    @torch.no_grad()
+    def last_gate(self) -> Tensor:
+        """activation(soft threshold of the field) of the last forward, without skip connection and channel gate.
+
+        Nothing is counted or kept during a forward but the field, which is gated again here with the parameters as
+        they are now. Ask before the next optimizer step to hear about the parameters that ran.
         """
         field = self._last.field
         if field is None:
-            raise RuntimeError("sparsity() speaks of the last forward, and there was none yet: call the module first")
-        with torch.no_grad():
-            gate = self._gate(field)
-            return (gate.numel() - int(torch.count_nonzero(gate))) / max(gate.numel(), 1)
+            raise RuntimeError("this speaks of the last forward, and there was none yet: call the module first")
+        return self._gate(field)
 
     def extra_repr(self) -> str:
         return (
