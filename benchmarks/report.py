@@ -19,7 +19,7 @@ from .targets import BEST, OURS, Target
 
 Record = Mapping[str, Any]
 Row = tuple[str, ...]
-SHARES = ("floor", "memory share")
+SHARES = ("floor", "memory share", "share")
 
 
 def duration(seconds: float | None) -> str:
@@ -67,6 +67,8 @@ def described(target: Target, record: Record) -> str:
         return "extra peak memory"
     if target.measure == "memory share":
         return f"extra peak memory of {target.against}"
+    if target.measure == "share":
+        return f"{target.against}, of our time"
     if target.measure == "floor":
         name = target.against
         if name == "largest":
@@ -177,6 +179,8 @@ def details(record: Record) -> list[str]:
         found.append(f"largest error {entry['error']:.2f} of what is allowed")
     if entry.get("first") is not None:
         found.append(f"first call {duration(entry['first'])}")
+    if record.get("shares"):
+        found.append(", ".join(f"{name} {share(value)} of our time" for name, value in record["shares"].items()))
     memory = {name: value for name, value in record.get("memory", {}).items() if value is not None}
     if memory:
         found.append(
@@ -192,7 +196,8 @@ def text(results: Mapping[str, Any]) -> str:
     parts = [head(machine), *busy(machine, records), ""]
     for setting in dict.fromkeys(map(group, records)):
         chosen = [record for record in records if group(record) == setting]
-        parts += [f"{setting}   (measured beside: {typical(chosen)})", *aligned(_rows(chosen)), ""]
+        beside = f"   (measured beside: {typical(chosen)})" if any(record["rates"] for record in chosen) else ""
+        parts += [f"{setting}{beside}", *aligned(_rows(chosen)), ""]
     summary = targets_table(results)
     if len(summary) > 1:
         parts += ["Targets", *aligned(summary), ""]

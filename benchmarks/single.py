@@ -59,7 +59,7 @@ def extra_memory(work: Work, name: str, device: torch.device) -> float | None:
     else:
         runner(work.problem(device, work.tiny), contestant)()
     gc.collect()
-    peak = _gpu_peak(run) if device.type == "cuda" else _cpu_peak(run)
+    peak = _gpu_peak(run) if device.type == "cuda" else cpu_peak(run)
     return None if peak is None else peak / work.field_bytes
 
 
@@ -80,7 +80,7 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
-def _cpu_peak(run: Any) -> int | None:
+def cpu_peak(run: Any) -> int | None:
     if sys.platform != "linux":
         return None
     ctypes.CDLL(None).malloc_trim(0)

@@ -21,6 +21,7 @@ class Target:
     floor       floor / our time; `against` is "memory", "fma", "exp" or "largest"
     memory      extra peak memory, in the unit of the work
     memory share   our extra peak memory / that of `against`
+    share       of our time, what the record's part `against` takes
     """
 
     measure: str
@@ -55,6 +56,9 @@ def value(target: Target, record: Mapping[str, Any]) -> float | None:
     if target.measure == "memory share":
         ours, other = (record.get("memory", {}).get(name) for name in (OURS, target.against))
         return None if ours is None or not other else float(ours / other)
+    if target.measure == "share":
+        part: float | None = record.get("shares", {}).get(target.against)
+        return part
     found = medians(record)
     ours = found.get(OURS)
     if not ours:

@@ -331,7 +331,7 @@ def test_a_file_named_to_pytest_is_measured_once() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
 def test_extra_memory_is_what_a_run_allocates() -> None:
     megabytes = 64
-    peak = single._cpu_peak(lambda: torch.ones(megabytes << 18))
+    peak = single.cpu_peak(lambda: torch.ones(megabytes << 18))
     assert peak is not None
     assert megabytes <= peak / 2**20 < megabytes + 16
 
