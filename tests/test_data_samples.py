@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from prosma_ops.data import (
     Augmentation,
     Preparation,
+    PreparedCases,
     TrainingSamples,
     batches,
     recognise,
@@ -24,8 +27,8 @@ STRONG = Augmentation(flip=0.5, affine=1, intensity=1, noise=1, blur=1)
 
 def samples(where: Path | str, patch: tuple[int, ...], **options: object) -> TrainingSamples:
     found = survey(recognise(where))
-    preparation = Preparation.of(found)
-    return TrainingSamples(found.collection.cases, preparation, patch, **options)  # type: ignore[arg-type]
+    prepared = PreparedCases(found.collection.cases, Preparation.of(found))
+    return TrainingSamples(prepared, patch, **options)  # type: ignore[arg-type]
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -154,19 +157,46 @@ def test_regions_are_drawn_too(tmp_path: Path) -> None:
 def test_stacks_are_drawn_slice_by_slice(tmp_path: Path) -> None:
     found = survey(recognise(archives(tmp_path)))
     stacks = [case for case in found.collection.cases if case.stack]
-    drawn = TrainingSamples(stacks, Preparation.of(found), (16, 16), foreground=0.5)
+    drawn = TrainingSamples(PreparedCases(stacks, Preparation.of(found)), (16, 16), foreground=0.5)
     assert {tuple(drawn[number]["image"].shape) for number in range(8)} == {(1, 16, 16)}
 
 
-def test_what_does_not_fit_into_the_cache_is_read_again() -> None:
-    where = "phantom:cases=6,size=32"
-    everything, nothing = samples(where, (16, 16)), samples(where, (16, 16), cache_bytes=0)
-    a_few = samples(where, (16, 16), cache_bytes=20_000)
-    assert (len(everything._kept), len(nothing._kept)) == (6, 0)
-    assert 0 < len(a_few._kept) < 6
-    for number in range(6):
-        assert same(everything[number], nothing[number])
-        assert same(everything[number], a_few[number])
+def equal(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_what_does_not_fit_into_memory_is_prepared_again_or_mapped(tmp_path: Path) -> None:
+    found = survey(recognise("phantom:cases=6,size=32"))
+    cases, preparation = found.collection.cases, Preparation.of(found)
+    whole = PreparedCases(cases, preparation)
+    three = sum(values.nbytes for index in range(3) for values in whole[index].values())
+    a_few = PreparedCases(cases, preparation, memory=three)
+    mapped = PreparedCases(cases, preparation, memory=three, folder=tmp_path / "cache")
+    assert len(whole.kept) == 6
+    assert len(a_few.kept) == len(mapped.kept) == 3
+    for _ in range(2):
+        assert all(equal(whole[i], a_few[i]) and equal(whole[i], mapped[i]) for i in range(6))
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert same(TrainingSamples(mapped, (16, 16))[5], TrainingSamples(whole, (16, 16))[5])
+
+
+def test_mapped_files_of_others_are_not_taken(tmp_path: Path) -> None:
+    found = survey(recognise(pictures(tmp_path / "data", 2)))
+    case, preparation = found.collection.cases[0], Preparation.of(found)
+    first = dict(PreparedCases([case], preparation, 0, tmp_path / "cache")[0])
+    smaller = PreparedCases([case], replace(preparation, size=(12, 12)), 0, tmp_path / "cache")[0]
+    assert smaller["image"].shape == (1, 12, 12)
+    picture(tmp_path / "data" / "images" / "000.png", noise((24, 24), 77))
+    changed = PreparedCases([case], preparation, 0, tmp_path / "cache")[0]
+    assert not torch.equal(changed["image"], first["image"])
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+@pytest.mark.parametrize("value", [0, 7])
+def test_images_that_are_the_same_everywhere_stay_finite(tmp_path: Path, value: int) -> None:
+    picture(pictures(tmp_path, 1) / "images" / "000.png", np.full((24, 24), value, np.uint8))
+    drawn = samples(tmp_path, (16, 16), augmentation=STRONG)
+    assert all(torch.isfinite(drawn[number]["image"]).all() for number in range(8))
 
 
 def test_processes_share_a_batch() -> None:
@@ -194,12 +224,13 @@ def test_going_on_from_a_step_and_workers_change_nothing() -> None:
         ({"patch": (8,)}, "patch must be 2 sizes"),
         ({"patch": (8, 0)}, "patch must be 2 sizes"),
         ({"foreground": 1.5}, "foreground is a share"),
-        ({"cases": ()}, "no cases to draw training samples from"),
+        ({"prepared": None}, "no cases to draw training samples from"),
     ],
 )
 def test_arguments_are_checked(options: dict[str, object], message: str) -> None:
     found = survey(recognise("phantom:cases=2,size=16"))
-    arguments = {"cases": found.collection.cases, "preparation": Preparation.of(found), "patch": (8, 8)} | options
+    cases = () if "prepared" in options else found.collection.cases
+    arguments = {"patch": (8, 8)} | options | {"prepared": PreparedCases(cases, Preparation.of(found))}
     with pytest.raises(ValueError, match=message):
         TrainingSamples(**arguments)  # type: ignore[arg-type]
 

@@ -4,7 +4,7 @@
     found = survey(collection)                  everything read once: sizes, labels, intensities, problems
     parts = split(collection)                   train, val, test
     preparation = Preparation.of(found, parts.train)    spacing, normalisation: from files to tensors, and back
-    samples = TrainingSamples(parts.train, preparation, patch)    what a training draws
+    samples = TrainingSamples(PreparedCases(parts.train, preparation), patch)    what a training draws
     batches(samples, batch_size, steps)
 
 Each name is loaded when it is first used: looking at a folder needs neither torch nor MONAI.
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .augmentation import Augmentation
+    from .cache import PreparedCases
     from .case import BadFileError, Case, Collection, Problem
     from .findings import Survey, survey
     from .formats import recognise
     from .geometry import patch_size, strides, thick_axis
     from .inspection import Inspection, inspect
-    from .labels import LabelScheme
+    from .labels import IGNORED, LabelScheme
     from .pairs import inputs
     from .phantom import Phantom
     from .preparation import Normalisation, Preparation, Prepared
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Augmentation": ".augmentation",
+    "PreparedCases": ".cache",
     "BadFileError": ".case",
     "Case": ".case",
     "Collection": ".case",
@@ -45,6 +47,7 @@ _HOME = {
     "thick_axis": ".geometry",
     "Inspection": ".inspection",
     "inspect": ".inspection",
+    "IGNORED": ".labels",
     "LabelScheme": ".labels",
     "inputs": ".pairs",
     "Phantom": ".phantom",
@@ -64,6 +67,7 @@ _HOME = {
     "write_probabilities": ".writing",
 }
 __all__ = [
+    "IGNORED",
     "Augmentation",
     "BadFileError",
     "Case",
@@ -74,6 +78,7 @@ __all__ = [
     "Phantom",
     "Preparation",
     "Prepared",
+    "PreparedCases",
     "Problem",
     "Splits",
     "Survey",

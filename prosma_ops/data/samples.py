@@ -7,9 +7,7 @@ that it would have had, and two processes with half of each batch draw together 
 from __future__ import annotations
 
 import multiprocessing
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,13 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .augmentation import KEYS, Augmentation
-from .case import Case
+from .cache import PreparedCases, places
 from .geometry import thick_axis
-from .preparation import Preparation, plain
+from .preparation import plain
 
-CACHE_BYTES = 4 << 30
-# So many places of each class are kept to centre patches on, evenly spread.
-PLACES = 10_000
 DRAWS, CHANGES = 1, 2  # two streams of random numbers from one seed
 UNCHANGED = Augmentation(flip=0, affine=0, intensity=0, noise=0, blur=0)
 
@@ -36,60 +31,56 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
     A patch that reaches beyond its image is filled up with 0 and background. Stacks are drawn from slice by slice.
 
     Arguments:
-        cases: to draw from; each is drawn once before any is drawn again, or, with `balanced`, first a class is drawn,
-            and then one of the cases that have it.
-        preparation: from files to tensors.
+        prepared: the cases to draw from. Each is drawn once before any is drawn again, or, with `balanced`, first a
+            class is drawn, and then one of the cases that have it.
         patch: the size of a patch.
         seed: of everything random.
         augmentation: random changes; None for none.
         foreground: the share of patches that are centred on the foreground, its classes equally often; the others lie
             anywhere.
-        cache_bytes: prepared images are kept in memory up to so much; the others are read whenever they are drawn.
     """
 
     def __init__(
         self,
-        cases: Sequence[Case],
-        preparation: Preparation,
+        prepared: PreparedCases,
         patch: Sequence[int],
         *,
         seed: int = 0,
         augmentation: Augmentation | None = None,
         foreground: float = 0.5,
         balanced: bool = False,
-        cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        if not cases:
+        if not len(prepared):
             raise ValueError("there are no cases to draw training samples from: the split is empty")
+        preparation = prepared.preparation
         if len(patch) != preparation.dimensions or min(patch) < 1:
             raise ValueError(f"patch must be {preparation.dimensions} sizes, got {tuple(patch)}")
         if not 0 <= foreground <= 1:
             raise ValueError(f"foreground is a share and must be between 0 and 1, got {foreground}")
         change = augmentation if augmentation is not None else UNCHANGED
         thick = thick_axis(preparation.spacing)
-        self.cases = tuple(cases)
+        self.prepared = prepared
         self.patch = tuple(int(side) for side in patch)
         self.window = change.window(self.patch, thick)
         self.seed = seed
         self.foreground = foreground
-        self._preparation = preparation
+        self._outputs = preparation.scheme.foreground
         self._changes = Compose(change.transforms(self.patch, thick))
-        self._kept = _kept(self.cases, self._load, cache_bytes)
         self._having = self._cases_by_class() if balanced else []
 
     def __len__(self) -> int:
         """An epoch: as many samples as cases. Numbers beyond it belong to later epochs."""
-        return len(self.cases)
+        return len(self.prepared)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         generator = np.random.default_rng((self.seed, CHANGES, number))
         case, output = self.drawn(number)
-        loaded = self._get(case)
+        loaded = self.prepared[case]
         place = None
         if generator.random() < self.foreground:
-            outputs = self._preparation.scheme.foreground if output is None else (output,)
-            present = [other for other in outputs if len(loaded[_places(other)])]
-            place = int(generator.choice(loaded[_places(int(generator.choice(present)))].numpy())) if present else None
+            outputs = self._outputs if output is None else (output,)
+            present = [other for other in outputs if len(loaded[places(other)])]
+            place = int(generator.choice(loaded[places(int(generator.choice(present)))].numpy())) if present else None
         self._changes.set_random_state(seed=int(generator.integers(2**32)))
         changed = self._changes(self._cut(loaded, place, generator))
         image, label = (plain(changed[key]).contiguous() for key in KEYS)
@@ -101,29 +92,15 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
             generator = np.random.default_rng((self.seed, DRAWS, number))
             output, cases = self._having[generator.integers(len(self._having))]
             return int(generator.choice(cases)), output
-        epoch, place = divmod(number, len(self.cases))
-        return int(np.random.default_rng((self.seed, DRAWS, epoch)).permutation(len(self.cases))[place]), None
-
-    def _load(self, case: Case) -> dict[str, Tensor]:
-        """A prepared case, and where each class of it is."""
-        loaded = self._preparation(case)
-        label = loaded["label"]
-        for output in self._preparation.scheme.foreground:
-            mask = label[output] == 1 if self._preparation.scheme.regions else label[0] == output
-            found = mask.flatten().nonzero().flatten()
-            loaded[_places(output)] = found[:: max(1, len(found) // PLACES)].clone()
-        return loaded
-
-    def _get(self, index: int) -> Mapping[str, Tensor]:
-        return self._kept[index] if index < len(self._kept) else self._load(self.cases[index])
+        epoch, place = divmod(number, len(self.prepared))
+        return int(np.random.default_rng((self.seed, DRAWS, epoch)).permutation(len(self.prepared))[place]), None
 
     def _cases_by_class(self) -> list[tuple[int, np.ndarray]]:
-        outputs = self._preparation.scheme.foreground
-        present = np.zeros((len(self.cases), len(outputs)), bool)
-        for index in range(len(self.cases)):
-            loaded = self._get(index)
-            present[index] = [len(loaded[_places(output)]) > 0 for output in outputs]
-        pairs = [(output, np.flatnonzero(present[:, column])) for column, output in enumerate(outputs)]
+        present = np.zeros((len(self.prepared), len(self._outputs)), bool)
+        for index in range(len(self.prepared)):
+            loaded = self.prepared[index]
+            present[index] = [len(loaded[places(output)]) > 0 for output in self._outputs]
+        pairs = [(output, np.flatnonzero(present[:, column])) for column, output in enumerate(self._outputs)]
         return [(output, cases) for output, cases in pairs if len(cases)]
 
     def _cut(
@@ -144,10 +121,6 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
         return {key: window(loaded[key][:, number[0]] if number else loaded[key], starts, self.window) for key in KEYS}
 
 
-def _places(output: int) -> str:
-    return f"places {output}"
-
-
 def window(values: Tensor, starts: Sequence[int], sides: Sequence[int]) -> Tensor:
     """(channels, *sides) of (channels, *space), with 0 where it reaches outside."""
     inside = [slice(None)]
@@ -157,22 +130,6 @@ def window(values: Tensor, starts: Sequence[int], sides: Sequence[int]) -> Tenso
         inside.append(slice(first, last))
         outside = [max(0, first - start), max(0, start + side - max(last, first)), *outside]
     return F.pad(values[tuple(inside)], outside)
-
-
-def _kept(cases: Sequence[Case], load: Callable[[Case], dict[str, Tensor]], most: int) -> list[dict[str, Tensor]]:
-    """The first cases, as many as fit into `most` bytes, read by as many threads as there are processors."""
-    kept: list[dict[str, Tensor]] = []
-    free = most
-    workers = min(4, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        for first in range(0, len(cases), 4 * workers):
-            if free <= 0:
-                break
-            for loaded in pool.map(load, cases[first : first + 4 * workers]):
-                free -= sum(values.nbytes for values in loaded.values())
-                if free >= 0:
-                    kept.append(loaded)
-    return kept
 
 
 class _Steps(Sampler[list[int]]):
