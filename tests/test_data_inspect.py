@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 from prosma_ops import cli
+from prosma_ops.data.case import BadFileError, Case, File
 from prosma_ops.data.inspection import Inspection, as_json, inspect
+from prosma_ops.data.reading import read_image, read_label
 from tests.data_folders import AFFINE, archives, describe, noise, picture, pictures, square, volume, volumes
 
 
@@ -210,3 +215,49 @@ def test_a_missing_library_is_named(python: Callable[..., subprocess.CompletedPr
     done = python(code)
     assert done.returncode == 2
     assert "nibabel is not installed: pip install 'prosma-ops[train]'" in done.stderr
+
+
+KINDS = ("a.png", "a.jpg", "a.tif", "a.nii", "a.nii.gz", "a.npz", "a.h5")
+
+
+def complaint(read: Callable[..., object], case: Case, dimensions: int) -> str:
+    try:
+        read(case, dimensions)
+    except BadFileError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", KINDS)
+def test_damage_anywhere_is_a_bad_file_and_nothing_else(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes are lost or changed at random: reading succeeds, or says which file is damaged."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # a damaged size may be of hundreds of megabytes
+    path = tmp_path / name
+    dimensions = 3 if ".nii" in name else 2
+    member = ("image", "label") if name in ("a.npz", "a.h5") else ("", "")
+    if dimensions == 3:
+        volume(path, noise((9, 8, 7), 1).astype(np.int16))
+    elif name == "a.npz":
+        np.savez_compressed(path, image=noise((9, 9), 1), label=square((9, 9)))
+    elif name == "a.h5":
+        with h5py.File(path, "w") as opened:
+            opened["image"], opened["label"] = noise((9, 9), 1), square((9, 9))
+    else:
+        picture(path, noise((20, 20), 1))
+    whole, generator = path.read_bytes(), random.Random(0)
+    case = Case("a", (File(path, member[0]),), File(path, member[1]))
+    failures = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        if generator.random() < 0.3:
+            damaged = damaged[: generator.randrange(len(damaged))]
+        for _ in range(generator.choice((1, 5, 20)) if damaged else 0):
+            damaged[generator.randrange(min(len(damaged), generator.choice((40, 400))))] = generator.randrange(256)
+        path.write_bytes(bytes(damaged))
+        messages_of = [complaint(read, case, dimensions) for read in (read_image, read_label)]
+        assert all(name in message for message in messages_of if message)
+        failures += sum(bool(message) for message in messages_of)
+    assert failures > 20
