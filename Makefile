@@ -17,6 +17,9 @@ RUN := $(VENV)/bin/python
 # torch is part of the name, so that another TORCH= installs anew.
 INSTALLED := $(VENV)/.installed-$(shell printf %s '$(TORCH)' | tr -c 'a-zA-Z0-9.' '-')
 
+# A process a core, each with whole files, as the tests of a file share what they compute. A test has one thread.
+SIDE_BY_SIDE := --numprocesses auto --dist loadfile
+
 .PHONY: help install demo test test-slow bench tables check lint format gpu clean
 .DEFAULT_GOAL := help
 
@@ -39,10 +42,10 @@ demo: $(INSTALLED) ## every implementation against float64, then a short benchma
 	$(RUN) -m benchmarks --short
 
 test: $(INSTALLED) ## the tests, without the slow ones
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
-test-slow: $(INSTALLED) ## the slow tests: long compiles, builds of the package
-	$(RUN) -m pytest -m slow
+test-slow: $(INSTALLED) ## the slow tests: long compiles, builds of the package, training
+	$(RUN) -m pytest $(SIDE_BY_SIDE) -m slow
 
 check: $(INSTALLED) ## every operator, backend, dtype and layout against the float64 reference
 	$(VENV)/bin/prosma-ops check
