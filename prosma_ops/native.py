@@ -36,6 +36,7 @@ def load() -> Library:
         level = module.select_level(asked)
     except ValueError as error:
         raise ValueError(f"{LEVEL_VARIABLE}={asked!r}: {error}") from None
+    module.recognise(torch)
     return Library(module, f"compiled for {level}")
 
 
@@ -50,12 +51,6 @@ def warn_once() -> None:
             RuntimeWarning,
             stacklevel=4,
         )
-
-
-@functools.cache
-def recognised() -> Any:
-    """What the native library recognises torch's tensors by."""
-    return required().Torch(torch)
 
 
 def required() -> Any:

@@ -5,6 +5,9 @@
 #include "ordinary.h"
 
 namespace prosma::bindings {
+
+const Torch* known_torch = nullptr;
+
 namespace {
 
 // The arguments that forward and backward share, and the storage that they point to.
@@ -79,15 +82,15 @@ class OrdinaryGate {
 public:
     OrdinaryGate(const Torch& torch, bool recording) : torch_(torch), recording_(recording) {}
 
-    py::object run(int threads, py::handle field_object, py::handle weight_object, py::handle threshold, py::handle skip,
-                   py::handle channel_gate, py::handle bias, const py::tuple& dilations, const std::string& activation) {
-        const OrdinaryTensor field = read(field_object), weight = read(weight_object);
+    py::object run(int threads, PyObject* const* arguments) {
+        const OrdinaryTensor field = read(arguments[0]), weight = read(arguments[1]);
+        const py::handle threshold = arguments[2], skip = arguments[3], channel_gate = arguments[4], bias = arguments[5];
         a_.type = field.type();
         a_.threads = thread_count(threads);
         field.spread_sizes(a_.sizes);
         take_kernels(field, weight);
-        take_dilations(dilations, weight.size(0));
-        ordinary_if(parse(activation));
+        take_dilations(arguments[6], weight.size(0));
+        take_activation(arguments[7]);
         const int64_t batch = a_.sizes[BATCH], channels = a_.sizes[CHANNEL];
         a_.threshold = parameter(threshold, 1, channels);
         if (!bias.is_none()) a_.bias = parameter(bias, 1, channels);
@@ -98,12 +101,13 @@ public:
             a_.skip = other.placed();
         }
         a_.field = field.placed();
-        const py::object out = torch_.module.attr(torch_.empty_like)(field_object);
-        a_.out = OrdinaryTensor(torch_, out, false).placed();
-        {
-            py::gil_scoped_release release;
-            check_memory(selected->proximal_gate_forward(a_));
-        }
+        const py::object out = torch_.made_by(torch_.empty_like, arguments[0]);
+        a_.out = OrdinaryTensor(torch_, out).placed();
+        bool enough_memory;
+        Py_BEGIN_ALLOW_THREADS;
+        enough_memory = selected->proximal_gate_forward(a_);
+        Py_END_ALLOW_THREADS;
+        check_memory(enough_memory);
         return out;
     }
 
@@ -129,8 +133,9 @@ private:
         a_.weight = weight.address();
     }
 
-    void take_dilations(const py::tuple& dilations, int64_t kernels) {
-        ordinary_if(kernels <= MOST_DILATIONS && int64_t(dilations.size()) == kernels);
+    void take_dilations(py::handle dilations, int64_t kernels) {
+        ordinary_if(PyTuple_CheckExact(dilations.ptr()) && kernels <= MOST_DILATIONS);
+        ordinary_if(PyTuple_GET_SIZE(dilations.ptr()) == kernels);
         for (int64_t i = 0; i < kernels; ++i) {
             PyObject* dilation = PyTuple_GET_ITEM(dilations.ptr(), i);
             ordinary_if(PyLong_CheckExact(dilation));
@@ -142,9 +147,11 @@ private:
         a_.dilations = dilations_;
     }
 
-    bool parse(const std::string& name) {
-        a_.activation = name == "tanh" ? Activation::tanh : name == "relu" ? Activation::relu : Activation::identity;
-        return a_.activation != Activation::identity || name == "identity";
+    void take_activation(py::handle activation) {
+        ordinary_if(PyUnicode_CheckExact(activation.ptr()));
+        const auto is = [&](const char* name) { return PyUnicode_CompareWithASCIIString(activation.ptr(), name) == 0; };
+        a_.activation = is("tanh") ? Activation::tanh : is("relu") ? Activation::relu : Activation::identity;
+        ordinary_if(a_.activation != Activation::identity || is("identity"));
     }
 
     // Contiguous and of the type that is computed in, so that it is used where it lies.
@@ -161,19 +168,20 @@ private:
     }
 };
 
-py::object gate_ordinary(const Torch& torch, int threads, bool recording, py::handle field, py::handle weight,
-                         py::handle threshold, py::handle skip, py::handle channel_gate, py::handle bias,
-                         py::handle dilations, py::handle activation) {
-    if (!environment_allows_native() || !PyTuple_CheckExact(dilations.ptr()) || !PyUnicode_CheckExact(activation.ptr()))
-        return py::none();
-    try {
-        return OrdinaryGate(torch, recording)
-            .run(threads, field, weight, threshold, skip, channel_gate, bias,
-                 py::reinterpret_borrow<py::tuple>(dilations), activation.cast<std::string>());
-    } catch (const NotOrdinary&) {
-        return py::none();
-    }
+// (threads, whether gradients are recorded, field, weight, threshold, skip, channel_gate, bias, dilations, activation),
+// by Python's own fast protocol, in which nobody converts what is only looked at.
+PyObject* gate_ordinary(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+    return ordinary_call([&](const Torch& torch) {
+        ordinary_if(count == 10);
+        const int threads = int(PyLong_AsLong(arguments[0]));
+        return OrdinaryGate(torch, arguments[1] == Py_True).run(threads, arguments + 2);
+    });
 }
+
+PyMethodDef ordinary_functions[] = {
+    {"proximal_gate_ordinary", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&gate_ordinary)), METH_FASTCALL,
+     nullptr},
+    {nullptr, nullptr, 0, nullptr}};
 
 ShrinkArguments shrink(int type, int threads, const py::tuple& shape) {
     ShrinkArguments a;
@@ -209,8 +217,10 @@ void shrink_backward(int type, int threads, const py::tuple& shape, uintptr_t gr
 }  // namespace
 
 void proximal_gate(py::module_& module) {
-    py::class_<Torch>(module, "Torch").def(py::init<const py::module_&>());
-    module.def("proximal_gate_ordinary", &gate_ordinary);
+    module.def("recognise", [](const py::module_& torch) {
+        if (!known_torch) known_torch = new Torch(torch);
+    });
+    if (PyModule_AddFunctions(module.ptr(), ordinary_functions) != 0) throw py::error_already_set();
     module.def("proximal_gate_forward", &gate_forward);
     module.def("proximal_gate_backward", &gate_backward);
     module.def("soft_threshold_forward", &shrink_forward);

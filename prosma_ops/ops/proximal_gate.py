@@ -208,9 +208,7 @@ def _cpu_ordinary_forward(*arguments: Any) -> Tensor | None:
     module = native.load().module
     if module is None:
         return None
-    result: Tensor | None = module.proximal_gate_ordinary(
-        native.recognised(), torch.get_num_threads(), torch.is_grad_enabled(), *arguments
-    )
+    result: Tensor | None = module.proximal_gate_ordinary(torch.get_num_threads(), torch.is_grad_enabled(), *arguments)
     return result
 
 
