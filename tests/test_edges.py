@@ -75,6 +75,30 @@ def test_kernels_beyond_the_image(implementation: Implementation, size: tuple[in
         agree(size, layout, kernel_size=kernel_size, dilations=(1, 2), drawn="exact")
 
 
+@pytest.mark.parametrize("dilations", [(1, 2, 3), (5,)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    [
+        ((1, 3, 97, 3000), "contiguous"),
+        ((1, 17, 70, 300), "channels_last"),
+        ((1, 16, 20, 600), "channels_last"),
+        ((1, 2, 8, 40, 600), "contiguous"),
+        ((1, 17, 5, 40, 60), "channels_last"),
+    ],
+    ids=str,
+)
+def test_bands_of_several_tiles(level: str, size: tuple[int, ...], layout: str, dilations: tuple[int, ...]) -> None:
+    """Rows so long that the native backward works through its bands tile by tile, and carries what they share."""
+    agree(size, layout, dilations=dilations, drawn="exact")
+
+
+@pytest.mark.parametrize("dilations", [(2,), (1, 3), (1, 2, 3), (1, 2, 3, 4)], ids=str)
+@pytest.mark.parametrize("size", [(1, 150, 19, 7), (2, 16, 53, 18), (1, 33, 40, 5)], ids=str)
+def test_strips_of_many_channels(level: str, size: tuple[int, ...], dilations: tuple[int, ...]) -> None:
+    """Images in channels_last of several strips, bands and sets of channels, with channels and pixels to spare."""
+    agree(size, "channels_last", dilations=dilations, activation="relu", drawn="exact")
+
+
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 127, 257])
 def test_every_width_around_a_vector(implementation: Implementation, width: int) -> None:
     agree((1, 5, 3, width), activation="tanh")

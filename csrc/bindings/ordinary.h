@@ -136,9 +136,10 @@ private:
     void take_type() {
         constexpr uint8_t ieee = 2, bfloat = 4;
         const int bits = dense_.type_bits;
-        ordinary_if(dense_.type_lanes == 1);
-        ordinary_if(dense_.type_class == ieee ? bits == 16 || bits == 32 || bits == 64 : dense_.type_class == bfloat && bits == 16);
-        type_ = dense_.type_class == bfloat ? DataType::bfloat16
+        const bool is_ieee = dense_.type_class == ieee && (bits == 16 || bits == 32 || bits == 64);
+        const bool is_bfloat = dense_.type_class == bfloat && bits == 16;
+        ordinary_if(dense_.type_lanes == 1 && (is_ieee || is_bfloat));
+        type_ = is_bfloat                   ? DataType::bfloat16
                 : bits == 16                ? DataType::float16
                 : bits == 32                ? DataType::float32
                                             : DataType::float64;

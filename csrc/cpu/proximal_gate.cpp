@@ -3,19 +3,18 @@
 // How it reaches its speed. The field is read once: a tile of rows (in volumes a ring of planes of such tiles) is copied,
 // widened to float and zero-padded, into scratch memory that stays in the caches, so the stencil has no borders and
 // knows no strides. All dilations are summed there, blocks of eight rows a dilation apart at a time (stencil.h).
-// Threshold, activation, skip and channel gate are applied on the way out. The backward makes z again from q, turns it
+// Threshold, activation, skip and channel gate are applied on the way out. (Images in channels_last have a forward pass
+// of their own where AVX-512 is: pixels.h.) The backward makes z again from q, turns it
 // in place into dz, and takes dq and the weight gradient from that same tile: q, skip and dy are read once, dq and
-// dskip written once, and nothing of the field's size is stored in between.
+// dskip written once, and nothing of the field's size is stored in between. From one tile of a band to the next it
+// carries the rows of dz that both need, so that they are made once.
+#include "gate_channels.h"
 #include "kernels.h"
-#include "math.h"
 #include "parallel.h"
-#include "tiles.h"
+#include "pixels.h"
 
 namespace prosma::PROSMA_LEVEL {
 namespace {
-
-// From here on results are written past the caches.
-constexpr int64_t STREAMING_BYTES = 8 << 20;
 
 // Copies one plane's rows of the field, halo included, into the ring, zero-padded.
 template <class S>
@@ -37,42 +36,6 @@ void take_plane(const Plan<S>& plan, const Item& item, const Ring<S>& ring, int6
     }
 }
 
-// The weights of an item's channels as whole vectors, [dilation][kz][ky][kx], the centres of all kernels added up in
-// the first one's. `flipped` turns every kernel around: the transposed convolution.
-template <class S>
-void take_weights(const Plan<S>& plan, const Item& item, bool flipped, Vector<Compute<S>>* weights) {
-    using T = Compute<S>;
-    const int per_kernel = plan.taps / plan.dilations;
-    const T* weight = static_cast<const T*>(plan.a.weight);
-    const int64_t live = plan.layout.over_channels ? smaller(LANES<T>, plan.a.sizes[CHANNEL] - item.channel) : 1;
-    for (int m = 0; m < plan.dilations; ++m)
-        for (int tap = 0; tap < per_kernel; ++tap) {
-            const int source = flipped ? per_kernel - 1 - tap : tap;
-            const T* first = weight + (m * plan.a.sizes[CHANNEL] + item.channel) * per_kernel + source;
-            Vector<T> lanes = broadcast<T>(*first);
-            for (int lane = 1; lane < live; ++lane) lanes[lane] = first[lane * per_kernel];
-            weights[m * per_kernel + tap] = lanes;
-            if (m > 0 && tap == per_kernel / 2) weights[tap] += lanes;
-        }
-}
-
-// What a row's arithmetic needs of its channels.
-template <class S>
-struct ChannelFactors {
-    using T = Compute<S>;
-    Vector<T> bias, bound, gate, threshold_counts;
-
-    ChannelFactors(const Plan<S>& plan, const Item& item) {
-        const GateArguments& a = plan.a;
-        bias = plan.layout.channel_values(a.bias, item.channel, T(0));
-        const Vector<T> threshold = plan.layout.channel_values(a.threshold, item.channel, T(0));
-        bound = bound_of<T>(threshold);
-        threshold_counts = threshold < 0 ? zero<T>() : broadcast<T>(1);
-        const T* gates = static_cast<const T*>(a.channel_gate);
-        gate = plan.layout.channel_values(gates ? gates + item.batch * a.sizes[CHANNEL] : nullptr, item.channel, T(1));
-    }
-};
-
 // Adds the patch's part of a tensor to what will be read soon.
 template <class S>
 void want(const Plan<S>& plan, const Tensor& tensor, const Item& item, const Patch& patch, Meanwhile& meanwhile) {
@@ -84,14 +47,15 @@ void want(const Plan<S>& plan, const Tensor& tensor, const Item& item, const Pat
                                                stride * int64_t(sizeof(S))};
 }
 
-// The part of the field that will be copied next: of this item's next plane, or of the next item's first.
+// The part of the field that will be copied next: of this tile's next plane, or of the first one of the tile after it,
+// whose rows begin `shift` further down.
 template <class S>
-void want_field(const Plan<S>& plan, const Item& item, const Item& next, bool last_plane, int64_t taken, Patch patch,
+void want_field(const Plan<S>& plan, const Item& item, const Item& next, int64_t shift, bool last_plane, int64_t taken, Patch patch,
                 Meanwhile& meanwhile) {
     patch.plane = last_plane ? next.first_plane : taken;
     if (last_plane) {
-        patch.first_row += next.first_row - item.first_row;
-        patch.end_row += next.first_row - item.first_row;
+        patch.first_row += shift;
+        patch.end_row += shift;
     }
     want(plan, plan.a.field, last_plane ? next : item, patch, meanwhile);
 }
@@ -141,21 +105,6 @@ void correlate_patch(const Plan<S>& plan, const Ring<S>& in, Compute<S>* gradien
     meanwhile.spread(blocks_in(plan, patch));
     for_each_part(plan, in, gradient, plan.row_length, patch, sums, blocks,
                   [&](const Strip<Compute<S>>& strip, const Blocks& cut) { correlate(strip, cut, meanwhile); });
-}
-
-template <class T, Activation ACTIVATION>
-PROSMA_INLINE Vector<T> activate(Vector<T> u) {
-    if constexpr (ACTIVATION == Activation::tanh) return hyperbolic_tangent(u);
-    if constexpr (ACTIVATION == Activation::relu) return u <= 0 ? zero<T>() : u;
-    return u;
-}
-
-// act'(u), given act(u).
-template <class T, Activation ACTIVATION>
-PROSMA_INLINE Vector<T> slope(Vector<T> u, Vector<T> activated) {
-    if constexpr (ACTIVATION == Activation::tanh) return 1 - activated * activated;
-    if constexpr (ACTIVATION == Activation::relu) return u <= 0 ? zero<T>() : broadcast<T>(1);
-    return broadcast<T>(1);
 }
 
 // Elements between a patch's rows of sums: an odd number of vectors, as in the rings.
@@ -232,7 +181,7 @@ void forward_item(const Plan<S>& plan, int64_t number, void* scratch, bool strea
             meanwhile.row = finished.patch.first_row;
             meanwhile.end_row = finished.patch.end_row;
             want(plan, a.skip, item, patch, meanwhile);
-            want_field(plan, item, next, plane + 1 == item.end_plane, taken, patch, meanwhile);
+            want_field(plan, item, next, next.first_row - item.first_row, plane + 1 == item.end_plane, taken, patch, meanwhile);
             T* own = sums + turn * STRIP * PATCH_LENGTH<T>;
             convolve_patch(plan, field, own, PATCH_LENGTH<T>, patch, weights, factors.bias, blocks, meanwhile);
             finished = {own, patch, outs, skips, &factors, a.skip.data != nullptr, streaming};
@@ -243,19 +192,14 @@ void forward_item(const Plan<S>& plan, int64_t number, void* scratch, bool strea
     if (streaming) finish_streaming();
 }
 
-template <class S>
-int64_t bytes_of(const GateArguments& a) {
-    int64_t bytes = sizeof(S);
-    for (int axis = 0; axis < AXES; ++axis) bytes *= a.sizes[axis];
-    return bytes;
-}
-
 template <class S, Activation ACTIVATION>
 bool forward(const GateArguments& a) {
     const Plan<S> plan(a, 1, 1);
+    if constexpr (HOLDS_ALL_TAPS)
+        if (const PixelPlan<S> cut(plan); cut.serves()) return forward_of_pixels<S, ACTIVATION>(cut);
     const int64_t rows = (plan.tile_rows + 2 * plan.reach_rows) * plan.ring_planes();
     const size_t scratch = scratch_bytes(plan, 1, 1, rows) + 2 * STRIP * PATCH_LENGTH<Compute<S>> * sizeof(Compute<S>);
-    const bool streaming = bytes_of<S>(a) >= STREAMING_BYTES;
+    const bool streaming = streams<S>(a);
     return for_each_item(plan.threads(), plan.items, scratch,
                          [&](int64_t item, void* memory) { forward_item<S, ACTIVATION>(plan, item, memory, streaming); });
 }
@@ -354,20 +298,19 @@ struct Partials {
             }
     }
 
-    // Over the tiles of one image and channel, in order.
-    double over_tiles(int64_t batch, int64_t channel, int quantity) const {
-        const int64_t tiles = plan.row_tiles * plan.depth_chunks;
+    // Over the parts of one image and channel, in order.
+    double over_parts(int64_t batch, int64_t channel, int quantity) const {
         const int64_t group = plan.layout.over_channels ? channel / Plan<S>::L : channel;
         const int64_t slot = plan.layout.over_channels ? channel % Plan<S>::L : 0;
         double sum = 0;
-        for (int64_t tile = 0; tile < tiles; ++tile)
-            sum += memory[number_of(plan, batch, group, tile) * per_item() + quantity * slots() + slot];
+        for (int64_t part = 0; part < plan.parts(); ++part)
+            sum += memory[number_of(plan, batch, group, part) * per_item() + quantity * slots() + slot];
         return sum;
     }
 
     double over_batch(int64_t channel, int quantity) const {
         double sum = 0;
-        for (int64_t batch = 0; batch < plan.a.sizes[BATCH]; ++batch) sum += over_tiles(batch, channel, quantity);
+        for (int64_t batch = 0; batch < plan.a.sizes[BATCH]; ++batch) sum += over_parts(batch, channel, quantity);
         return sum;
     }
 };
@@ -388,86 +331,174 @@ void reduce(const Plan<S>& plan, const Partials<S>& partials) {
         if (a.bias_grad) static_cast<T*>(a.bias_grad)[c] = T(partials.over_batch(c, plan.taps + BIAS_SUM));
         if (a.channel_gate_grad)
             for (int64_t b = 0; b < a.sizes[BATCH]; ++b)
-                static_cast<T*>(a.channel_gate_grad)[b * channels + c] = T(partials.over_tiles(b, c, plan.taps + GATE_SUM));
+                static_cast<T*>(a.channel_gate_grad)[b * channels + c] = T(partials.over_parts(b, c, plan.taps + GATE_SUM));
     }
+}
+
+// Rows and planes of dz beyond its own that an item needs: as far as dq's taps reach.
+template <class S>
+struct Halo {
+    int64_t rows, planes;
+
+    explicit Halo(const Plan<S>& plan) : rows(plan.a.field_grad.data ? plan.reach_rows : 0),
+                                         planes(plan.a.field_grad.data ? plan.reach_planes : 0) {}
+};
+
+// The rows of dz that the next tile needs and this one has made, over all planes of an item.
+template <class S>
+struct Carried {
+    using T = Compute<S>;
+    T* memory;
+    int64_t rows, row_length, first_plane;
+
+    T* of(int64_t plane) const { return memory + (plane - first_plane) * rows * row_length; }
+
+    void keep(const Ring<S>& dz, int64_t plane, int64_t first_row) const {
+        memcpy(of(plane), dz.row(plane, first_row) - dz.left, size_t(rows * row_length) * sizeof(T));
+    }
+    void bring(const Ring<S>& dz, int64_t plane, int64_t first_row) const {
+        memcpy(dz.row(plane, first_row) - dz.left, of(plane), size_t(rows * row_length) * sizeof(T));
+    }
+};
+
+// A tile of the backward: the item's planes, the tile's own rows (those of dq), and the rows of dz to be made for it.
+struct BackwardTile {
+    Item own;
+    int64_t first_made, end_made;
+    bool first, last;  // of its band
+};
+
+template <class S>
+BackwardTile tile_of(const Plan<S>& plan, const Item& item, int64_t first_row, const Halo<S>& halo) {
+    BackwardTile tile = {item, first_row + halo.rows, 0, first_row == item.first_row, false};
+    tile.own.first_row = first_row;
+    tile.own.end_row = smaller(first_row + plan.tile_rows, item.end_row);
+    tile.last = tile.own.end_row == item.end_row;
+    if (tile.first) tile.first_made = first_row - halo.rows;
+    tile.end_made = tile.own.end_row + halo.rows;
+    return tile;
 }
 
 template <class S, Activation ACTIVATION>
-void backward_item(const Plan<S>& plan, int64_t number, void* scratch, bool streaming, const Partials<S>& partials) {
+class BackwardItem {
     using T = Compute<S>;
-    const Item item = item_of(plan, number);
+    const Plan<S>& plan;
     const GateArguments& a = plan.a;
-    const bool wants_field = a.field_grad.data;
-    const int64_t height = a.sizes[HEIGHT], depth = a.sizes[DEPTH], rows = item.end_row - item.first_row, reach = plan.reach_rows;
-    auto* weights = static_cast<Vector<T>*>(scratch);
-    auto* flipped = weights + plan.taps;
-    auto* sums = flipped + plan.taps;
-    auto* blocks = fresh_blocks(sums + plan.taps, 3 * plan.dilations);  // for z, the correlation and dq
+    const Item item, next_item;
+    const Halo<S> halo{plan};
+    const ChannelFactors<S> factors;
+    const bool streaming;
+    Vector<T>*weights, *flipped, *sums;
+    Blocks* blocks;  // for z, the correlation and dq
+    T* field_sums;
+    Ring<S> field, dz;
+    Carried<S> carried;
     double extra_sums[EXTRA_SUMS][Plan<S>::L] = {};
-    T* const field_sums = first_vector<T>(blocks + 3 * plan.dilations);
-    const Ring<S> field = {field_sums + STRIP * PATCH_LENGTH<T>, plan.ring_planes(), rows + 4 * reach,
-                           plan.row_length, plan.left, item.first_row - 2 * reach};
-    const Ring<S> dz = {field.memory + field.elements(), plan.ring_planes(), rows + 2 * reach,
-                        plan.row_length, plan.left, item.first_row - reach};
-    take_weights(plan, item, false, weights);
-    if (wants_field) take_weights(plan, item, true, flipped);
-    for (int i = 0; i < plan.taps; ++i) sums[i] = zero<T>();
-    const ChannelFactors<S> factors(plan, item);
-    const Item next = item_of(plan, smaller(number + 1, plan.items - 1));
 
-    // dz is needed as far around the item as dq's taps reach.
-    const int64_t halo_rows = wants_field ? reach : 0, halo_planes = wants_field ? plan.reach_planes : 0;
-    const int64_t first_row = larger(0, item.first_row - halo_rows), end_row = smaller(height, item.end_row + halo_rows);
-    const int64_t end_plane = smaller(depth, item.end_plane + halo_planes);
-    int64_t plane = larger(0, item.first_plane - halo_planes), taken = larger(0, plane - plan.reach_planes);
-    int64_t written = item.first_plane;
-    for (; plane < end_plane; ++plane) {
-        for (; taken < smaller(plane + plan.reach_planes + 1, depth); ++taken) take_plane(plan, item, field, taken);
-        const bool own_plane = item.first_plane <= plane && plane < item.end_plane;
-        const BackwardRows<S> tensors(plan, item, plane);
-        clear_rows(dz, plane, dz.first_row, first_row);
-        clear_rows(dz, plane, end_row, dz.first_row + dz.rows);
-        for_each_patch(plan, plane, first_row, end_row, [&](const Patch& patch) {
-            Meanwhile meanwhile;
-            want(plan, a.grad, item, patch, meanwhile);
-            want(plan, a.skip, item, patch, meanwhile);
-            T* const start = dz.row(plane, patch.first_row) + patch.first_vector * LANES<T>;
-            convolve_patch(plan, field, start, plan.row_length, patch, weights, factors.bias, blocks, meanwhile);
-            for (int64_t row = patch.first_row; row < patch.end_row; ++row) {
-                const bool own = own_plane && item.first_row <= row && row < item.end_row;
-                gate_row_backward<S, ACTIVATION>(plan, tensors, dz.row(plane, row), patch, row, factors, own, streaming, extra_sums);
-            }
-            Patch inner = patch;
-            inner.first_row = larger(patch.first_row, item.first_row);
-            inner.end_row = smaller(patch.end_row, item.end_row);
-            if (!own_plane || !a.weight_grad || inner.first_row >= inner.end_row) return;
-            Meanwhile during_correlation;
-            want_field(plan, item, next, plane + 1 == end_plane, taken, patch, during_correlation);
-            correlate_patch(plan, field, dz.row(plane, inner.first_row) + patch.first_vector * LANES<T>, inner, sums,
-                            blocks + plan.dilations, during_correlation);
-        });
-        if (!wants_field) continue;
-        // A plane of dq can be made once dz reaches beyond it; at the end of the depth, all that are left can.
-        const int64_t ready = plane + 1 == depth ? depth : plane + 1 - plan.reach_planes;
-        for (; written < smaller(ready, item.end_plane); ++written)
-            transpose_plane(plan, item, dz, field_sums, written, flipped, blocks + 2 * plan.dilations, streaming);
+public:
+    BackwardItem(const Plan<S>& plan_, int64_t number, void* scratch, bool streaming_)
+        : plan(plan_), item(item_of(plan, number)), next_item(item_of(plan, smaller(number + 1, plan.items - 1))),
+          factors(plan, item), streaming(streaming_) {
+        weights = static_cast<Vector<T>*>(scratch);
+        flipped = weights + plan.taps;
+        sums = flipped + plan.taps;
+        blocks = fresh_blocks(sums + plan.taps, 3 * plan.dilations);
+        field_sums = first_vector<T>(blocks + 3 * plan.dilations);
+        const int64_t reach = plan.reach_rows, planes = plan.ring_planes();
+        field = {field_sums + STRIP * PATCH_LENGTH<T>, planes, plan.tile_rows + 4 * reach, plan.row_length, plan.left, 0};
+        dz = {field.memory + field.elements(), planes, plan.tile_rows + 2 * reach, plan.row_length, plan.left, 0};
+        carried = {dz.memory + dz.elements(), 2 * halo.rows, plan.row_length, larger(0, item.first_plane - halo.planes)};
+        take_weights(plan, item, false, weights);
+        if (a.field_grad.data) take_weights(plan, item, true, flipped);
+        for (int i = 0; i < plan.taps; ++i) sums[i] = zero<T>();
     }
-    partials.keep(number, sums, extra_sums);
-    if (streaming) finish_streaming();
-}
+
+    void run() {
+        for (int64_t row = item.first_row; row < item.end_row; row += plan.tile_rows) run_tile(tile_of(plan, item, row, halo));
+        if (streaming) finish_streaming();
+    }
+
+    void keep(int64_t number, const Partials<S>& partials) const { partials.keep(number, sums, extra_sums); }
+
+private:
+    void run_tile(const BackwardTile& tile) {
+        field.first_row = tile.first_made - plan.reach_rows;
+        field.rows = tile.end_made - tile.first_made + 2 * plan.reach_rows;
+        dz.first_row = tile.own.first_row - plan.reach_rows;
+        dz.rows = tile.own.end_row - tile.own.first_row + 2 * plan.reach_rows;
+        const int64_t depth = a.sizes[DEPTH], end_plane = smaller(depth, item.end_plane + halo.planes);
+        int64_t plane = larger(0, item.first_plane - halo.planes), taken = larger(0, plane - plan.reach_planes);
+        int64_t written = item.first_plane;
+        for (; plane < end_plane; ++plane) {
+            for (; taken < smaller(plane + plan.reach_planes + 1, depth); ++taken) take_plane(plan, item, field, taken);
+            make_plane(tile, plane, plane + 1 == end_plane, taken);
+            if (!a.field_grad.data) continue;
+            // A plane of dq can be made once dz reaches beyond it; at the end of the depth, all that are left can.
+            const int64_t ready = plane + 1 == depth ? depth : plane + 1 - plan.reach_planes;
+            for (; written < smaller(ready, item.end_plane); ++written)
+                transpose_plane(plan, tile.own, dz, field_sums, written, flipped, blocks + 2 * plan.dilations, streaming);
+        }
+    }
+
+    // One plane of dz for a tile, and with it dskip and the sums.
+    void make_plane(const BackwardTile& tile, int64_t plane, bool last_plane, int64_t taken) {
+        const int64_t height = a.sizes[HEIGHT], first = larger(0, tile.first_made), end = smaller(height, tile.end_made);
+        if (tile.first)
+            clear_rows(dz, plane, dz.first_row, first);
+        else
+            carried.bring(dz, plane, tile.own.first_row - halo.rows);
+        clear_rows(dz, plane, end, dz.first_row + dz.rows);
+        const BackwardRows<S> tensors(plan, item, plane);
+        const bool own_plane = item.first_plane <= plane && plane < item.end_plane;
+        const Item& next = tile.last ? next_item : item;
+        const int64_t shift = (tile.last ? next.first_row - halo.rows : tile.own.end_row + halo.rows) - tile.first_made;
+        for_each_patch(plan, plane, first, end, [&](const Patch& patch) {
+            make_patch(tensors, patch, own_plane);
+            const Patch inner = own_rows(patch);
+            if (!own_plane || !a.weight_grad || inner.first_row >= inner.end_row) return;
+            Meanwhile meanwhile;
+            want_field(plan, item, next, shift, last_plane, taken, patch, meanwhile);
+            correlate_patch(plan, field, dz.row(plane, inner.first_row) + patch.first_vector * LANES<T>, inner, sums,
+                            blocks + plan.dilations, meanwhile);
+        });
+        if (!tile.last) carried.keep(dz, plane, tile.own.end_row - halo.rows);
+    }
+
+    void make_patch(const BackwardRows<S>& tensors, const Patch& patch, bool own_plane) {
+        Meanwhile meanwhile;
+        want(plan, a.grad, item, patch, meanwhile);
+        want(plan, a.skip, item, patch, meanwhile);
+        T* const start = dz.row(patch.plane, patch.first_row) + patch.first_vector * LANES<T>;
+        convolve_patch(plan, field, start, plan.row_length, patch, weights, factors.bias, blocks, meanwhile);
+        for (int64_t row = patch.first_row; row < patch.end_row; ++row) {
+            const bool own = own_plane && item.first_row <= row && row < item.end_row;
+            gate_row_backward<S, ACTIVATION>(plan, tensors, dz.row(patch.plane, row), patch, row, factors, own, streaming, extra_sums);
+        }
+    }
+
+    Patch own_rows(Patch patch) const {
+        patch.first_row = larger(patch.first_row, item.first_row);
+        patch.end_row = smaller(patch.end_row, item.end_row);
+        return patch;
+    }
+};
 
 template <class S, Activation ACTIVATION>
 bool backward(const GateArguments& a) {
     const Plan<S> plan(a, 2, 2);
-    const int64_t rows = (2 * plan.tile_rows + 6 * plan.reach_rows) * plan.ring_planes();
+    const Halo<S> halo(plan);
+    const int64_t planes = smaller(a.sizes[DEPTH], plan.chunk_planes + 2 * halo.planes);
+    const int64_t rows = (2 * plan.tile_rows + 6 * plan.reach_rows) * plan.ring_planes() + 2 * halo.rows * planes;
     const size_t scratch = scratch_bytes(plan, 3, 3, rows) + STRIP * PATCH_LENGTH<Compute<S>> * sizeof(Compute<S>);
-    const bool streaming = bytes_of<S>(a) >= STREAMING_BYTES;
+    const bool streaming = streams<S>(a);
     Scratch memory;
     Partials<S> partials{plan, nullptr};
     partials.memory = static_cast<double*>(memory.at_least(size_t(larger(plan.items, 1) * partials.per_item()) * sizeof(double)));
     if (!partials.memory) return false;
-    if (!for_each_item(plan.threads(), plan.items, scratch, [&](int64_t item, void* own) {
-            backward_item<S, ACTIVATION>(plan, item, own, streaming, partials);
+    if (!for_each_item(plan.threads(), plan.items, scratch, [&](int64_t number, void* own) {
+            BackwardItem<S, ACTIVATION> item(plan, number, own, streaming);
+            item.run();
+            item.keep(number, partials);
         }))
         return false;
     reduce(plan, partials);
