@@ -231,3 +231,34 @@ def test_strides_leave_thick_axes_until_the_others_are_as_long() -> None:
     assert strides((64, 64, 64), (1, 1, 1), 4) == [(1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)]
     assert strides((128, 128, 16), (0.5, 0.5, 3.0), 5) == [(1, 1, 1), (2, 2, 1), (2, 2, 1), (2, 2, 2), (2, 2, 2)]
     assert strides((64, 16), None, 4) == [(1, 1), (2, 2), (2, 2), (2, 1)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_told(tmp_path: Path, value: float) -> None:
+    preparation, cases = prepared(volumes(tmp_path, 2))
+    values = noise((12, 14, 10), 0).astype(np.float32)
+    values[1, 2, 3] = value
+    volume(tmp_path / "images" / "scan_000.nii.gz", values)
+    with pytest.raises(BadFileError, match=r"scan_000\.nii\.gz: has NaN or infinity"):
+        preparation.image(cases[0])
+
+
+def test_volumes_of_other_axes_and_spacing_at_once(tmp_path: Path) -> None:
+    """Axes in another order, two of them reversed, resampled: a ramp along each axis of space comes back."""
+    affine = np.array([[0, 0, -1.0, 30], [-2.0, 0, 0, 40], [0, 0.5, 0, 0], [0, 0, 0, 1]])
+    shape = (10, 24, 16)
+    ramp = np.arange(10)[:, None, None] * 1.0 + np.arange(24)[:, None] * 2.0 + np.arange(16) * 3.0
+    volume(tmp_path / "images" / "a.nii.gz", ramp.astype(np.float32), affine)
+    volume(tmp_path / "labels" / "a.nii.gz", square(shape), affine)
+    preparation, (case,) = prepared(tmp_path, spacing=(1.0, 1.0, 1.0))
+    seen = preparation.image(case)
+    assert tuple(seen.image.shape) == (1, 16, 20, 12)
+    # In space: 3 a mm to the left, 1 for 2 mm to the back, 4 a mm up.
+    inner = seen.image[0, 3:-3, 3:-3, 3:-3]
+    slopes = [float(inner.diff(dim=axis).mean()) for axis in range(3)]
+    assert slopes[0] / slopes[2] == pytest.approx(-3 / 4, rel=1e-2)
+    assert slopes[1] / slopes[2] == pytest.approx(-0.5 / 4, rel=1e-2)
+    restored = preparation.restore(seen.image, seen)[0].numpy()[2:-2, 3:-3, 2:-2]
+    expected = ramp[2:-2, 3:-3, 2:-2]
+    slope, intercept = np.polyfit(expected.ravel(), restored.ravel(), 1)
+    np.testing.assert_allclose(restored, slope * expected + intercept, atol=0.02)

@@ -5,7 +5,7 @@ Nothing here opens a file: `prosma_ops.data.formats` lists cases, `prosma_ops.da
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -101,6 +101,9 @@ class Collection:
     channels: their names as dataset.json gives them ("CT", "FLAIR", ...), or ().
     scheme: the labels as dataset.json declares them; None where the masks alone tell.
     pixels: how pictures are read: "grey" if any of them is grey, else "colour".
+    problems: what was wrong with the listing, before any image was read.
+    left_out: files that no list names.
+    folder: None of a phantom.
     """
 
     location: str
@@ -112,7 +115,7 @@ class Collection:
     pixels: Pixels = "grey"
     problems: tuple[Problem, ...] = ()
     left_out: tuple[str, ...] = ()
-    folder: Path | None = field(default=None)
+    folder: Path | None = None
 
     def labelled(self) -> tuple[Case, ...]:
         return tuple(case for case in self.cases if case.label is not None)

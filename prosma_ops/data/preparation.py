@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import nibabel
@@ -82,7 +82,7 @@ class Preparation:
     normalisation: tuple[Normalisation, ...]
     spacing: tuple[float, ...] | None = None
     size: tuple[int, ...] | None = None
-    pixels: Pixels = field(default="grey")
+    pixels: Pixels = "grey"
 
     def __post_init__(self) -> None:
         if len(self.normalisation) != len(self.channels):
@@ -121,6 +121,8 @@ class Preparation:
             reason = f"has {len(source.values)} channels; {len(self.channels)} are needed: {', '.join(self.channels)}"
             raise BadFileError(str(case), reason)
         values = torch.from_numpy(np.ascontiguousarray(source.values, np.float32))
+        if not values.isfinite().all():
+            raise BadFileError(str(case), "has NaN or infinity in it")
         turned, affine = _turned(values, _affine(source), axes_of(source), CANONICAL)
         resized = self._resized(turned, source, LINEAR[turned.ndim - 1])
         channels = [normalise(channel) for normalise, channel in zip(self.normalisation, resized, strict=True)]
