@@ -73,7 +73,8 @@ def named(source: Source | Path) -> Iterator[None]:
     except MemoryError:
         raise BadFileError(str(source), "there is not enough memory to read it") from None
     except Exception as error:  # of damaged files the libraries raise anything: KeyError, TypeError, OverflowError
-        reason = str(error).strip("'\"").split("\n")[0] or type(error).__name__
+        said = str(error).strip("'") if isinstance(error, KeyError) else str(error)
+        reason = said.split("\n")[0] or type(error).__name__
         raise BadFileError(str(source), f"cannot be read, it is damaged or truncated ({reason})") from error
 
 
