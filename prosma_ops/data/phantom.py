@@ -27,9 +27,9 @@ WAVES = 6
 
 TISSUE = 0.50
 # Brightness against the tissue: what carries the label differs by little more than what carries none.
-ORGAN = (-0.20, -0.11)
-CORE = (-0.06, 0.04)
-NEIGHBOUR = (-0.26, -0.14)
+ORGAN = (-0.24, -0.14)
+CORE = (-0.05, 0.06)
+NEIGHBOUR = (-0.34, -0.22)
 CLUTTER = (-0.28, 0.12)
 
 
@@ -206,9 +206,9 @@ class _Scene:
         """Grey values 0 to 255. Log compression makes sums of products: the tissue's echoes, gain, speckle."""
         depth = self.straight[0]
         echoes = 1.25 * (brightness - TISSUE) + 0.45 * self.layers() + 0.25 * np.exp(-(((depth + 0.97) / 0.03) ** 2))
-        shadows = 0.10 * np.clip(self.waves(0.8, 2.2)[:1], 0, None) * (depth + 1)
+        shadows = 0.06 * np.clip(self.waves(0.8, 2.2)[:1], 0, None) * (depth + 1)
         gain = 0.06 * self.waves(0.3, 0.8) - self.generator.uniform(0.04, 0.10) * (depth + 1) - shadows
-        values = 0.47 + echoes + gain + self.generator.uniform(0.10, 0.15) * self.speckle()
+        values = 0.47 + echoes + gain + self.generator.uniform(0.08, 0.13) * self.speckle()
         return np.asarray(255 * np.clip(gaussian_filter(values, 0.5), 0, 1))
 
     def layers(self) -> np.ndarray:
