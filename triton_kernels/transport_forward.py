@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .launch import launch
 from .transport_apply import align_kernel, scores_kernel
-from .transport_iterations import decide_kernel, half_step_kernel, plan_kernel, whole_kernel
+from .transport_iterations import conserve_kernel, decide_kernel, half_step_kernel, plan_kernel, whole_kernel
 from .transport_problem import (
     MOVE_WARPS,
     WARPS,
@@ -84,6 +84,9 @@ def _iterate_by_halves(problem: Problem, found: Iterations, iterations: int, tol
     done = torch.zeros(batch, heads, dtype=torch.int32, device=device) if tolerance > 0 else None
     tiles = -(-n // pair_tile(problem.side(rows=True)).own)
     error = problem.new(batch, heads, tiles) if tolerance > 0 else None
+    columns = (found.history[:, :, 0], torch.empty_like(start))  # for keep = 1: this iteration's and the last one's
+    row_mass, column_mass = problem.masses
+    total = torch.where(row_mass > 0, row_mass, 0.0).sum(dim=1)
     before = start
     for step in range(1, iterations + 1):
         half_step(problem, True, before, rows[step % 2], rows[(step + 1) % 2], None, error, done)
@@ -101,8 +104,27 @@ def _iterate_by_halves(problem: Problem, found: Iterations, iterations: int, tol
                 BLOCK=256,
                 num_warps=WARPS,
             )
-        column = found.history[:, :, step - 1 if keep > 1 else 0]
+        column = found.history[:, :, step - 1] if keep > 1 else columns[(iterations - step) % 2]
         half_step(problem, False, rows[step % 2], column, before, found.column, None, done)
+        if problem.dtype is not torch.float64:
+            launch(
+                conserve_kernel,
+                batch * heads,
+                column_mass,
+                total,
+                before,
+                column,
+                found.column,
+                done,
+                column_mass.stride(0),
+                (before.stride(1), column.stride(1)),
+                p,
+                heads,
+                problem.epsilon_bits,
+                device=device,
+                BLOCK=1024,
+                num_warps=WARPS,
+            )
         before = column
     last = rows[iterations % 2]
     if tolerance > 0:

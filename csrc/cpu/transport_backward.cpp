@@ -3,8 +3,9 @@
 // Of scores, dS is the result. Of tokens and a reference, dT_ij = <x_i, dA_j>, and each block of dS becomes dx += dS r and
 // dr += dS^T x while it is in the cache.
 #include "kernels.h"
-#include "transport_gradient.h"
+#include "transport_implicit.h"
 #include "transport_pair.h"
+#include "transport_unrolled.h"
 
 namespace prosma::PROSMA_LEVEL {
 namespace {
@@ -135,12 +136,18 @@ struct BackwardMemory {
     IncomingMemory<T> incoming;
     PairMemory<T> pair;
 
-    BackwardMemory(Arena& arena, const Cut<T>& cut) : gradient(arena, cut), incoming(arena, cut), pair(arena, cut) {}
+    BackwardMemory(Arena& arena, const Cut<T>& cut, int64_t window)
+        : gradient(arena, cut, window), incoming(arena, cut), pair(arena, cut) {}
 };
 
 template <class T>
-int64_t inner_depth(const Cut<T>& cut) {
-    const int64_t vectors = 2 * window_of(cut), across = cut.depth ? cut.length : 0;
+int64_t window_for(const TransportArguments& a, const Cut<T>& cut) {
+    return a.unrolled ? window_of(cut) : 0;
+}
+
+template <class T>
+int64_t inner_depth(const Cut<T>& cut, int64_t window) {
+    const int64_t vectors = window ? 2 * window : 1, across = cut.depth ? cut.length : 0;
     return vectors > across ? vectors : across;
 }
 
@@ -183,12 +190,14 @@ private:
 
     template <class Loop, class Slope>
     void go(const Problem<T>& problem, const Supports<T>& supports, const Loop& loop, Slope& slope) const {
-        Gradient<T, Loop, Slope> gradient(cut_, problem, m_.gradient, supports.shift, a_.epsilon,
-                                          a_.history + item_ * a_.keep * a_.columns, loop, slope);
-        if (a_.unrolled)
+        const double* history = a_.history + item_ * a_.keep * a_.columns;
+        if (a_.unrolled) {
+            UnrolledGradient<T, Loop, Slope> gradient(cut_, problem, m_.gradient, supports.shift, a_.epsilon, history, loop, slope);
             gradient.unroll(a_.count[item_]);
-        else
-            gradient.solve_implicitly(a_.keep);
+        } else {
+            ImplicitGradient<T, Loop, Slope> gradient(cut_, problem, m_.gradient, supports.shift, a_.epsilon, history, loop, slope);
+            gradient.solve(a_.keep);
+        }
     }
 
     const TransportArguments& a_;
@@ -200,9 +209,9 @@ private:
 // Problems of one thread each. Several may add to the gradient of a token, or of a support.
 template <class T>
 bool small_problems(const TransportArguments& a, const Cut<T>& cut) {
-    const int64_t inner = inner_depth(cut);
+    const int64_t window = window_for(a, cut), inner = inner_depth(cut, window);
     Arena measure(nullptr);
-    BackwardMemory<T>(measure, cut);
+    BackwardMemory<T>(measure, cut, window);
     Desk<T>(measure, cut, inner);
     T* tokens_grad = static_cast<T*>(a.tokens_grad);
     T* reference_grad = static_cast<T*>(a.reference_grad);
@@ -211,7 +220,7 @@ bool small_problems(const TransportArguments& a, const Cut<T>& cut) {
     return in_waves<T>(a.threads, a.batch * a.heads, measure.used(), token_size + reference_size,
         [&](int64_t item, void* scratch, T* sums) {
             Arena arena(scratch);
-            const BackwardMemory<T> memory(arena, cut);
+            const BackwardMemory<T> memory(arena, cut, window);
             Desk<T> desk(arena, cut, inner);
             T* for_tokens = token_size ? sums : tokens_grad ? tokens_grad + item * a.rows * a.depth : nullptr;
             Backward<T>(a, cut, memory, item).run(Alone<T>{desk}, for_tokens, reference_size ? sums + token_size : nullptr);
@@ -225,15 +234,16 @@ bool small_problems(const TransportArguments& a, const Cut<T>& cut) {
 // One problem after the other, each by all threads.
 template <class T>
 bool large_problems(const TransportArguments& a, const Cut<T>& cut) {
+    const int64_t window = window_for(a, cut);
     Arena measure(nullptr);
-    BackwardMemory<T>(measure, cut);
+    BackwardMemory<T>(measure, cut, window);
     Scratch shared;
     void* scratch = shared.at_least(measure.used());
     if (!scratch) return false;
     const WithoutDenormals without;
     Arena arena(scratch);
-    const BackwardMemory<T> memory(arena, cut);
-    const Together<T> together(cut, inner_depth(cut), a.threads, measure.used());
+    const BackwardMemory<T> memory(arena, cut, window);
+    const Together<T> together(cut, inner_depth(cut, window), a.threads, measure.used());
     for (int64_t item = 0; item < a.batch * a.heads; ++item) {
         T* tokens_grad = static_cast<T*>(a.tokens_grad);
         T* reference_grad = static_cast<T*>(a.reference_grad);

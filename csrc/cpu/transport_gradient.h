@@ -1,19 +1,9 @@
-// The gradient of Sinkhorn for one problem, with respect to its scores: blocks of rows of dL/dS.
+// What the gradients of Sinkhorn for one problem have in common: their memory, sweeps over K, and where dL/dT comes from.
 //
 // With S, f, g over epsilon, phi = dL/df, gamma = dL/dg and G = T * dL/dT / epsilon, of the last potentials
 //     phi = dL/drow + G 1,   gamma = dL/dcolumn + G^T 1,   dS = G
-// and, unrolled, back through g_t <- f_t <- g_(t-1) for t = count .. 1,
-//     P_ij = exp(S_ij + f_i + g_j) / b_j            dS -= P_ij gamma_j     phi_i -= sum_j P_ij gamma_j
-//     R_ij = exp(S_ij + f_i + g'_j) / a_i           dS -= R_ij phi_i       gamma_j = -sum_i R_ij phi_i,   phi = 0
-// On K = exp(S + f + g) for some f and g, P and R are K with its rows and columns scaled. An iteration is one sweep, two dots
-// and one addition a row, that leaves four vectors behind; the vectors of up to 32 iterations make one update of dS,
-// dS -= K * (U W + Y V), a product of depth 64. The iterations that one K serves are a window: it ends where a column
-// potential is more than e^25 away from that of K. An iteration that moves by more than that by itself is done alone, with
-// exponentials for P and for R, its sums in the order of its exponents, and dS written at once.
-//
-// Implicit: with T from the last g and the rows that follow from it (so that they are exact), solve
-//     [[diag(T 1), T], [T^T, diag(T^T 1)]] [alpha; beta] = [phi; gamma],   dS = G - T * (alpha 1^T + 1 beta^T)
-// by conjugate gradients on the columns' Schur complement, scaled by its diagonal: one sweep an iteration.
+// from which transport_unrolled.h goes back through the iterations, and transport_implicit.h solves for the fixed point.
+// Both make dS in blocks of rows.
 #pragma once
 
 #include "transport_solver.h"
@@ -22,16 +12,6 @@ namespace prosma::PROSMA_LEVEL {
 
 // Iterations whose vectors are kept for one update.
 constexpr int64_t WINDOW = 32;
-// How far, in logarithms, the potentials of a window may be from those of its K; and above the columns' masses.
-template <class T>
-constexpr double REACH = sizeof(T) == 4 ? 25.0 : 200.0;
-template <class T>
-constexpr double REACH_OVER_MASS = sizeof(T) == 4 ? 34.0 : 250.0;
-constexpr int64_t MOST_SOLVER_STEPS = 2000;
-// A potential from the history is rounded at its own size, and e^(g / epsilon) is off by 2e-16 * |g| / epsilon. That is
-// nothing to a float; in double the scalings of the columns are found again, from sums, in a sweep more.
-template <class T>
-constexpr bool EXACT_COLUMNS = sizeof(T) == 8;
 
 template <class T>
 int64_t window_of(const Cut<T>& cut) {
@@ -47,8 +27,14 @@ struct GradientMemory {
     double *phi, *gamma, *earlier, *later, *row_now, *weights, *residual, *direction, *scaled, *found;
     T *w, *slope_v, *row_vectors, *column_vectors, *column_panels;
 
-    GradientMemory(Arena& arena, const Cut<T>& cut) : solver(arena, cut), supports(arena, cut), row_step(whole_groups(cut.rows)) {
-        const int64_t depth = 2 * window_of(cut);
+    // For the implicit gradient, residuals of the solver, in no more than 8 MB.
+    double* remembered;
+    int64_t most_remembered;
+
+    // `window`: how many iterations' vectors are kept; 0 for the implicit gradient.
+    GradientMemory(Arena& arena, const Cut<T>& cut, int64_t window)
+        : solver(arena, cut), supports(arena, cut), row_step(whole_groups(cut.rows)) {
+        const int64_t depth = 2 * window;
         phi = arena.take<double>(row_step);
         row_now = arena.take<double>(row_step);
         gamma = arena.take<double>(cut.length);
@@ -64,116 +50,31 @@ struct GradientMemory {
         row_vectors = arena.take<T>(depth * row_step);
         column_vectors = arena.take<T>(depth * cut.length);
         column_panels = arena.take<T>(packed_size<TILE_COLUMNS<T>>(cut.length, depth));
+        const int64_t unknowns = (cut.rows < cut.columns ? cut.rows : cut.columns) + 16, fitting = (int64_t(1) << 20) / cut.length;
+        most_remembered = window ? 0 : unknowns < fitting ? unknowns : fitting;
+        remembered = arena.take<double>(most_remembered * cut.length);
     }
 };
 
-// `Slope` knows dL/dT and where dL/dS goes:
-//     bool exists()                                      whether there is a dL/dT
-//     void prepare(v)                                    T_ij = u_i K_ij v_j from now on; fills memory.slope_v
-//     ScoreRows rows(first, count, desk)                 slope_ij, so that G_ij = u_i K_ij slope_v_j slope_ij
-//     void move(first, count, kernel, u, desk)           what else T itself brings, once
-//     void next_turn()                                   all blocks of dS follow, once more
-//     void deliver(chunk, first, count, desk)            takes the block of dS in desk.slope
-template <class T, class Loop, class Slope>
-class Gradient {
-public:
-    Gradient(const Cut<T>& cut, const Problem<T>& problem, const GradientMemory<T>& memory, const double* shift, double epsilon,
-             const double* history, const Loop& loop, Slope& slope)
-        : cut_(cut), problem_(problem), scores_(problem.scores), rows_(problem.rows), columns_(problem.columns),
-          length_(problem.scores.length), chunks_(cut.chunks(problem.rows)), m_(memory), s_(memory.solver), shift_(shift),
-          epsilon_(epsilon), history_(history), loop_(loop), slope_(slope) {
+// Sweeps over K = exp(S + f + g) for the column potentials g of some step of the history, and f_i = -max_j(S_ij + g_j).
+template <class T, class Loop>
+class KernelSweeps {
+protected:
+    KernelSweeps(const Cut<T>& cut, const Problem<T>& problem, const GradientMemory<T>& memory, const double* shift, double epsilon,
+                 const double* history, const Loop& loop)
+        : cut_(cut), scores_(problem.scores), rows_(problem.rows), columns_(problem.columns), length_(problem.scores.length),
+          chunks_(cut.chunks(problem.rows)), m_(memory), s_(memory.solver), shift_(shift), epsilon_(epsilon), history_(history),
+          loop_(loop) {
         for (int64_t j = 0; j < length_; ++j) {
             s_.g[j] = m_.earlier[j] = m_.later[j] = PADDING;
             s_.v[j] = m_.w[j] = m_.slope_v[j] = 0;
         }
     }
 
-    // From phi and gamma, in memory, of the last iteration.
-    void unroll(int64_t count) {
-        const double* incoming = m_.phi;
-        bool slope_pending = slope_.exists();
-        take_potentials(count, m_.earlier);
-        step_back(count);
-        for (int64_t t = count; t > 0;) {
-            if (!within_reach(m_.earlier)) {
-                step_alone(incoming, slope_pending);
-                step_back(--t);
-            } else {
-                open_window();
-                if (slope_pending) {
-                    exponentiate_difference(m_.later, s_.g, columns_, s_.v);
-                    if constexpr (EXACT_COLUMNS<T>) {
-                        fill_v(1);
-                        find_column_sums(s_.v, s_.u);
-                        for (int64_t j = 0; j < columns_; ++j) s_.v[j] = T(s_.column_mass[j] / s_.column_sums[j]);
-                    }
-                    slope_.prepare(s_.v);
-                    add_slopes(true);
-                }
-                int64_t depth = 0;
-                do {
-                    sweep(depth, depth == 0 ? incoming : nullptr);
-                    depth += 2;
-                    step_back(--t);
-                } while (t > 0 && depth < 2 * window_of(cut_) && within_reach(s_.g));
-                update(depth, slope_pending);
-            }
-            incoming = nullptr;
-            slope_pending = false;
-        }
-    }
-
-    // From phi and gamma, and the column potentials of step `last` of the history.
-    void solve_implicitly(int64_t last) {
-        take_potentials(last, m_.earlier);
-        open_window();
-        fill_v(1);
-        for_each_kernel([&](int64_t, int64_t first, int64_t count, const T* kernel, const Desk<T>& desk) {
-            sweep_block<T>(kernel, count, length_, s_.row_mass + first, s_.v, s_.u + first, s_.row_sums + first, desk.sums);
-        }, m_.weights);
-        if (slope_.exists()) {
-            slope_.prepare(s_.v);
-            add_slopes(false);
-        }
-        conjugate_gradients();
-        // dS = G - K * ((u alpha) 1 + u beta)
-        T *alpha = m_.row_vectors, *beta = m_.column_vectors + length_;
-        memcpy(m_.row_vectors + m_.row_step, s_.u, sizeof(T) * size_t(rows_));
-        for (int64_t j = 0; j < length_; ++j) {
-            m_.column_vectors[j] = T(j < columns_ ? 1 : 0);
-            beta[j] = s_.v[j] = T(j < columns_ ? m_.found[j] : 0);
-        }
-        for_each_kernel([&](int64_t, int64_t first, int64_t count, const T* kernel, const Desk<T>&) {
-            dot_block<T>(kernel, count, length_, s_.v, alpha + first);
-            for (int64_t i = first; i < first + count; ++i)
-                alpha[i] = s_.u[i] * T(m_.phi[i] / s_.row_mass[i] - double(alpha[i]) / double(s_.row_sums[i]));
-        }, nullptr);
-        update(2, slope_.exists());
-    }
-
-private:
     // g_t over epsilon, as K counts it; g_0 is what a potential of 0 is.
     void take_potentials(int64_t t, double* to) const {
         for (int64_t j = 0; j < columns_; ++j)
             to[j] = shift_[j] + (t > 0 ? history_[(t - 1) * cut_.columns + scores_.columns[j]] / epsilon_ : 0.0);
-    }
-
-    // To iteration t from the one after it, whose earlier potentials are the later ones now.
-    void step_back(int64_t t) {
-        memcpy(m_.later, m_.earlier, sizeof(double) * size_t(columns_));
-        if (t > 0) take_potentials(t - 1, m_.earlier);
-    }
-
-    bool within_reach(const double* base) const {
-        bool within = true;
-        for (int64_t j = 0; j < columns_; ++j) {
-            const double before = m_.earlier[j] - base[j], after = m_.later[j] - base[j];
-            within = within & (::fabs(before) <= REACH<T>) & (::fabs(after) <= REACH<T>);
-        }
-        const double heavy = ::exp(REACH<T> - REACH_OVER_MASS<T>);
-        for (int64_t j = 0; j < columns_ && within; ++j)
-            within = s_.column_mass[j] >= heavy || m_.later[j] - base[j] - ::log(s_.column_mass[j]) <= REACH_OVER_MASS<T>;
-        return within;
     }
 
     // K from the potentials in `earlier`; it is made when it is first needed.
@@ -186,43 +87,31 @@ private:
         for (int64_t j = 0; j < columns_; ++j) s_.v[j] = value;
     }
 
-    // Calls body(chunk, first, count, kernel, desk) for all blocks, with desk.sums zero at first and added to `sums` after
-    // each block, unless null.
+    // Calls body(chunk, first, count, kernel, desk) for all blocks. `sums`, unless null, become what the bodies leave in
+    // desk.sums and in partial_sums(chunk), both of which are zero at first.
     template <class Body>
     void for_each_kernel(const Body& body, double* sums) {
         loop_(chunks_, [&](int64_t chunk, Desk<T>& desk) {
-            double* partial = start_sums(chunk, desk);
+            start_sums(chunk, desk);
             for_each_block_of(cut_, chunk, rows_, [&](int64_t first, int64_t count) {
                 T* kernel = s_.kernel ? s_.kernel + first * length_ : desk.kernel;
                 if (fresh_ || !s_.kernel)
                     make_kernel(scores_, score_rows(scores_, first, count, desk), count, Order::column_first, fresh_, s_.f + first,
                                 s_.g, kernel);
                 body(chunk, first, count, kernel, desk);
-                if (sums) move_sums<T>(desk.sums, length_, partial);
+                if (sums) move_sums<T>(desk.sums, length_, partial_sums(chunk));
             });
         });
         fresh_ = false;
         if (sums) add_chunks(sums);
     }
 
-    // The same without K: body(chunk, first, count, rows of scores, desk).
-    template <class Body>
-    void for_each_scores(const Body& body, double* sums) {
-        loop_(chunks_, [&](int64_t chunk, Desk<T>& desk) {
-            double* partial = start_sums(chunk, desk);
-            for_each_block_of(cut_, chunk, rows_, [&](int64_t first, int64_t count) {
-                body(chunk, first, count, score_rows(scores_, first, count, desk), desk);
-                if (sums) move_sums<T>(desk.sums, length_, partial);
-            });
-        });
-        if (sums) add_chunks(sums);
-    }
+    // Of a chunk of rows; for_each_kernel adds them up.
+    double* partial_sums(int64_t chunk) const { return s_.partial + chunk * length_; }
 
-    double* start_sums(int64_t chunk, const Desk<T>& desk) const {
-        double* partial = s_.partial + chunk * length_;
-        memset(partial, 0, sizeof(double) * size_t(length_));
+    void start_sums(int64_t chunk, const Desk<T>& desk) const {
+        memset(partial_sums(chunk), 0, sizeof(double) * size_t(length_));
         memset(desk.sums, 0, sizeof(T) * size_t(length_));
-        return partial;
     }
 
     void add_chunks(double* sums) const {
@@ -231,221 +120,7 @@ private:
             for (int64_t j = 0; j < length_; ++j) sums[j] += s_.partial[chunk * length_ + j];
     }
 
-    // phi += G 1 and gamma += G^T 1, of the T that `slope_` was prepared for. u of the last iteration follows from K and
-    // v = 1 (the window's potentials are those before it); or it is there already.
-    void add_slopes(bool find_u) {
-        if (find_u) fill_v(1);
-        for_each_kernel([&](int64_t chunk, int64_t first, int64_t count, const T* kernel, const Desk<T>& desk) {
-            T* u = s_.u + first;
-            if (find_u) {
-                dot_block<T>(kernel, count, length_, s_.v, u);
-                for (int64_t i = 0; i < count; ++i) u[i] = T(s_.row_mass[first + i]) / u[i];
-            }
-            add_slope_rows(chunk, first, count, kernel, u, desk);
-        }, s_.column_sums);
-        for (int64_t j = 0; j < columns_; ++j) m_.gamma[j] += s_.column_sums[j];
-    }
-
-    void add_slope_rows(int64_t chunk, int64_t first, int64_t count, const T* kernel, const T* u, const Desk<T>& desk) {
-        const ScoreRows<T> slope = slope_.rows(first, count, desk);
-        for (int64_t i = 0; i < count; ++i)
-            m_.phi[first + i] += double(add_slope_row<T>(kernel + i * length_, m_.slope_v, slope[i], u[i], length_, desk.sums));
-        slope_.move(chunk, first, count, kernel, u, desk);
-    }
-
-    // u = a / (K v), and in memory.column_sums those of K u.
-    void find_column_sums(const T* v, T* u) {
-        for_each_kernel([&](int64_t, int64_t first, int64_t count, const T* kernel, const Desk<T>& desk) {
-            sweep_block<T>(kernel, count, length_, s_.row_mass + first, v, u + first, s_.row_sums + first, desk.sums);
-        }, s_.column_sums);
-    }
-
-    // Iteration t of a window, from the potentials in `earlier` and `later`.
-    void sweep(int64_t depth, const double* incoming) {
-        T *u = m_.row_vectors + depth * m_.row_step, *y = u + m_.row_step;
-        T *w = m_.column_vectors + depth * length_, *v = w + length_;
-        // The later potentials were the earlier ones of the last sweep of this window: half of the exponentials.
-        if (depth > 0)
-            memcpy(w, w - length_, sizeof(T) * size_t(columns_));
-        else
-            exponentiate_difference(m_.later, s_.g, columns_, w);
-        exponentiate_difference(m_.earlier, s_.g, columns_, v);
-        for (int64_t j = columns_; j < length_; ++j) w[j] = v[j] = 0;
-        if constexpr (EXACT_COLUMNS<T>) {
-            find_column_sums(v, u);
-            for (int64_t j = 0; j < columns_; ++j) w[j] = T(m_.gamma[j] / s_.column_sums[j]);
-        } else {
-            for (int64_t j = 0; j < columns_; ++j) w[j] = T(m_.gamma[j] * double(w[j]) / s_.column_mass[j]);
-        }
-        for_each_kernel([&](int64_t, int64_t first, int64_t count, const T* kernel, const Desk<T>& desk) {
-            sweep_block_backward<T>(kernel, count, length_, s_.row_mass + first, incoming ? incoming + first : nullptr, v, w,
-                                    u + first, y + first, desk.sums);
-        }, s_.column_sums);
-        for (int64_t j = 0; j < columns_; ++j) m_.gamma[j] = -double(v[j]) * s_.column_sums[j];
-    }
-
-    // dS = [G] - K * (row vectors^T column vectors)
-    void update(int64_t depth, bool with_slope) {
-        slope_.next_turn();
-        pack<TILE_COLUMNS<T>, T>(m_.column_vectors, length_, depth, 1, length_, nullptr, m_.column_panels);
-        for_each_kernel([&](int64_t chunk, int64_t first, int64_t count, const T* kernel, const Desk<T>& desk) {
-            const ScoreRows<T> slope = with_slope ? slope_.rows(first, count, desk) : ScoreRows<T>{};
-            pack<TILE_ROWS, T>(m_.row_vectors + first, count, depth, 1, m_.row_step, nullptr, desk.panels);
-            multiply<false, T>(desk.panels, m_.column_panels, count, length_, depth, desk.scores, length_);
-            for (int64_t i = 0; i < count; ++i) {
-                const T *row = kernel + i * length_, *vectors = desk.scores + i * length_;
-                T* to = desk.slope + i * length_;
-                const T u = s_.u[first + i];
-                for (int64_t j = 0; j < length_; j += LANES<T>) {
-                    Vector<T> value = -load<T>(vectors + j);
-                    if (with_slope) value += u * load<T>(m_.slope_v + j) * load<T>(slope[i] + j);
-                    store<T>(to + j, load<T>(row + j) * value);
-                }
-            }
-            slope_.deliver(chunk, first, count, desk);
-        }, nullptr);
-    }
-
-    // One iteration for which no K holds both potentials: R from those before it, P from what follows from them.
-    void step_alone(const double* incoming, bool with_slope) {
-        memcpy(s_.g, m_.earlier, sizeof(double) * size_t(columns_));
-        fill_v(1);
-        loop_(chunks_, [&](int64_t chunk, Desk<T>& desk) {
-            double* largest = s_.partial + chunk * length_;
-            for (int64_t j = 0; j < length_; ++j) largest[j] = -1e305;
-            for_each_block_of(cut_, chunk, rows_, [&](int64_t first, int64_t count) {
-                const ScoreRows<T> rows = score_rows(scores_, first, count, desk);
-                make_kernel(scores_, rows, count, Order::column_first, true, s_.f + first, s_.g, desk.kernel);
-                dot_block<T>(desk.kernel, count, length_, s_.v, s_.row_sums + first);
-                add_logarithms(s_.f + first, s_.row_mass + first, s_.row_sums + first, count, m_.row_now + first);
-                for (int64_t i = 0; i < count; ++i) raise_column_maxima(rows[i], scores_.scale, m_.row_now[first + i], length_, largest);
-            });
-        });
-        for (int64_t j = 0; j < columns_; ++j) {
-            double largest = s_.partial[j];
-            for (int64_t chunk = 1; chunk < chunks_; ++chunk)
-                largest = s_.partial[chunk * length_ + j] > largest ? s_.partial[chunk * length_ + j] : largest;
-            m_.later[j] = -largest;
-        }
-        for_each_scores([&](int64_t, int64_t first, int64_t count, const ScoreRows<T>& rows, const Desk<T>& desk) {
-            make_kernel(scores_, rows, count, Order::row_first, false, m_.row_now + first, m_.later, desk.kernel);
-            sum_block<T>(desk.kernel, count, length_, desk.sums);
-        }, m_.scaled);
-        if (with_slope) {
-            for (int64_t j = 0; j < columns_; ++j) s_.v[j] = T(s_.column_mass[j] / m_.scaled[j]);
-            slope_.prepare(s_.v);
-            for (int64_t i = 0; i < rows_; ++i) s_.u[i] = 1;
-            for_each_scores([&](int64_t chunk, int64_t first, int64_t count, const ScoreRows<T>& rows, const Desk<T>& desk) {
-                make_kernel(scores_, rows, count, Order::row_first, false, m_.row_now + first, m_.later, desk.kernel);
-                add_slope_rows(chunk, first, count, desk.kernel, s_.u + first, desk);
-            }, s_.column_sums);
-            for (int64_t j = 0; j < columns_; ++j) m_.gamma[j] += s_.column_sums[j];
-        }
-        for (int64_t j = 0; j < columns_; ++j) m_.w[j] = T(m_.gamma[j] / m_.scaled[j]);
-        slope_.next_turn();
-        for_each_scores([&](int64_t chunk, int64_t first, int64_t count, const ScoreRows<T>& rows, const Desk<T>& desk) {
-            step_block_alone(chunk, first, count, rows, incoming, with_slope, desk);
-        }, s_.column_sums);
-        for (int64_t j = 0; j < columns_; ++j) m_.gamma[j] = -s_.column_sums[j];
-    }
-
-    // desk.kernel is R times the row sums; desk.scores becomes P times the column sums, over the scores.
-    void step_block_alone(int64_t chunk, int64_t first, int64_t count, const ScoreRows<T>& rows, const double* incoming,
-                          bool with_slope, const Desk<T>& desk) {
-        make_kernel(scores_, rows, count, Order::column_first, false, s_.f + first, s_.g, desk.kernel);
-        T* by_column = desk.scores;
-        make_kernel(scores_, rows, count, Order::row_first, false, m_.row_now + first, m_.later, by_column);
-        T *phi = s_.u + first, *y = m_.row_vectors + first;
-        dot_block<T>(by_column, count, length_, m_.w, phi);
-        for (int64_t i = 0; i < count; ++i) y[i] = ((incoming ? T(incoming[first + i]) : T(0)) - phi[i]) / s_.row_sums[first + i];
-        for (int64_t i = 0; i < count; i += GROUP) {
-            T factor[GROUP];
-            for (int r = 0; r < GROUP; ++r) factor[r] = i + r < count ? y[i + r] : T(0);
-            add_group<T>(desk.kernel + i * length_, factor, length_, desk.sums);
-        }
-        const ScoreRows<T> slope = with_slope ? slope_.rows(first, count, desk) : ScoreRows<T>{};
-        for (int64_t i = 0; i < count; ++i)
-            for (int64_t j = 0; j < length_; j += LANES<T>) {
-                Vector<T> value = -load<T>(m_.w + j);
-                if (with_slope) value += load<T>(m_.slope_v + j) * load<T>(slope[i] + j);
-                value = value * load<T>(by_column + i * length_ + j) - y[i] * load<T>(desk.kernel + i * length_ + j);
-                store<T>(desk.slope + i * length_ + j, value);
-            }
-        slope_.deliver(chunk, first, count, desk);
-    }
-
-    // to_j = sum_i K_ij a_i / r_i^2 (K x)_i, which is T^T diag(1/a) T x.
-    void there_and_back(const double* x, double* to) {
-        for (int64_t j = 0; j < columns_; ++j) s_.v[j] = T(x[j]);
-        for_each_kernel([&](int64_t, int64_t first, int64_t count, const T* kernel, const Desk<T>& desk) {
-            T* dots = m_.row_vectors + first;
-            dot_block<T>(kernel, count, length_, s_.v, dots);
-            add_rows(first, count, kernel, desk, [&](int64_t i) {
-                return double(dots[i - first]) * s_.row_mass[i] / (double(s_.row_sums[i]) * double(s_.row_sums[i]));
-            });
-        }, to);
-    }
-
-    // desk.sums_j += sum_i factor(i) K_ij
-    template <class Factor>
-    void add_rows(int64_t first, int64_t count, const T* kernel, const Desk<T>& desk, const Factor& factor) const {
-        for (int64_t i = 0; i < count; i += GROUP) {
-            T factors[GROUP];
-            for (int r = 0; r < GROUP; ++r) factors[r] = i + r < count ? T(factor(first + i + r)) : T(0);
-            add_group<T>(kernel + i * length_, factors, length_, desk.sums);
-        }
-    }
-
-    double product(const double* x, const double* y) const {
-        double sum = 0;
-        for (int64_t j = 0; j < columns_; ++j) sum += x[j] * y[j];
-        return sum;
-    }
-
-    // (diag(c) - T^T diag(1/a) T) beta = gamma - T^T (phi / a), where c = T^T 1. Constants are its null space, so what the right
-    // side has of them is taken out first: from the rows or from the columns, whichever are fewer.
-    void conjugate_gradients() {
-        double *c = m_.weights, *r = m_.residual, *p = m_.direction, *q = m_.scaled, *x = m_.found;
-        double excess = 0, total = 0, of_rows = 0;
-        for (int64_t i = 0; i < rows_; ++i) {
-            excess += m_.phi[i];
-            of_rows += s_.row_mass[i];
-        }
-        for (int64_t j = 0; j < columns_; ++j) excess -= m_.gamma[j];
-        for (int64_t j = 0; j < columns_; ++j) total += c[j];
-        const bool from_rows = cut_.rows <= cut_.columns;
-        if (from_rows)
-            for (int64_t i = 0; i < rows_; ++i) m_.phi[i] -= excess * s_.row_mass[i] / of_rows;
-        for_each_kernel([&](int64_t, int64_t first, int64_t count, const T* kernel, const Desk<T>& desk) {
-            add_rows(first, count, kernel, desk, [&](int64_t i) { return m_.phi[i] / double(s_.row_sums[i]); });
-        }, r);
-        for (int64_t j = 0; j < columns_; ++j) {
-            r[j] = m_.gamma[j] + (from_rows ? 0 : excess * c[j] / total) - r[j];
-            p[j] = r[j] / c[j];
-            x[j] = 0;
-        }
-        double size = product(r, p), least = size;
-        const double enough = size * (sizeof(T) == 4 ? 1e-14 : 1e-24);
-        for (int64_t step = 0, since = 0; step < MOST_SOLVER_STEPS && since < 50 && size > enough; ++step) {
-            there_and_back(p, q);
-            for (int64_t j = 0; j < columns_; ++j) q[j] = c[j] * p[j] - q[j];
-            const double curvature = product(p, q);
-            if (!(curvature > 0)) break;
-            const double length = size / curvature, before = size;
-            size = 0;
-            for (int64_t j = 0; j < columns_; ++j) {
-                x[j] += length * p[j];
-                r[j] -= length * q[j];
-                size += r[j] * r[j] / c[j];
-            }
-            for (int64_t j = 0; j < columns_; ++j) p[j] = r[j] / c[j] + size / before * p[j];
-            since = size < least ? 0 : since + 1;
-            least = size < least ? size : least;
-        }
-    }
-
     const Cut<T>& cut_;
-    const Problem<T>& problem_;
     const Scores<T>& scores_;
     int64_t rows_, columns_, length_, chunks_;
     const GradientMemory<T>& m_;
@@ -454,8 +129,15 @@ private:
     double epsilon_;
     const double* history_;
     const Loop& loop_;
-    Slope& slope_;
     bool fresh_ = true;
 };
+
+// What `Slope` is: it knows dL/dT and where dL/dS goes.
+//     bool exists()                                      whether there is a dL/dT
+//     void prepare(v)                                    T_ij = u_i K_ij v_j from now on; fills memory.slope_v
+//     ScoreRows rows(first, count, desk)                 slope_ij, so that G_ij = u_i K_ij slope_v_j slope_ij
+//     void move(first, count, kernel, u, desk)           what else T itself brings, once
+//     void next_turn()                                   all blocks of dS follow, once more
+//     void deliver(chunk, first, count, desk)            takes the block of dS in desk.slope
 
 }  // namespace prosma::PROSMA_LEVEL

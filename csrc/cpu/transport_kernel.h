@@ -316,6 +316,59 @@ T add_slope_row(const T* kernel, const T* v, const T* slope, T factor, int64_t l
     return sum_of_lanes<T>(total);
 }
 
+// Sums in double of K as it is, whatever its type: with sums in T they would not be of the same numbers.
+
+// sums_r = sum_j K_rj v_j for GROUP rows.
+template <class T>
+PROSMA_INLINE void exact_dots_group(const T* kernel, const double* v, int64_t length, double* sums) {
+    Vector<double> sum[GROUP] = {};
+    for (int64_t j = 0; j < length; j += LANES<double>) {
+        const Vector<double> value = load<double>(v + j);
+#pragma GCC unroll 4
+        for (int r = 0; r < GROUP; ++r) sum[r] += load_double(kernel + r * length + j) * value;
+    }
+    sums_of_lanes<double>(sum, sums);
+}
+
+// sums_j += sum_r factors_r K_rj for GROUP rows.
+template <class T>
+PROSMA_INLINE void exact_add_group(const T* kernel, const double* factors, int64_t length, double* sums) {
+    for (int64_t j = 0; j < length; j += LANES<double>) {
+        Vector<double> sum = load<double>(sums + j);
+#pragma GCC unroll 4
+        for (int r = 0; r < GROUP; ++r) sum += load_double(kernel + r * length + j) * factors[r];
+        store<double>(sums + j, sum);
+    }
+}
+
+// sums_j += factor * K_j v_j slope_j for one row; returns the sum of what it adds.
+template <class T>
+double exact_slope_row(const T* kernel, const T* v, const T* slope, double factor, int64_t length, double* sums) {
+    Vector<double> total{};
+    for (int64_t j = 0; j < length; j += LANES<double>) {
+        const Vector<double> part = factor * load_double(kernel + j) * (load_double(v + j) * load_double(slope + j));
+        total += part;
+        store<double>(sums + j, load<double>(sums + j) + part);
+    }
+    return sum_of_lanes<double>(total);
+}
+
+// to_j = factor * K_j * (v_j slope_j - alpha - beta_j) for one row; `slope` may be null, for 0.
+template <class T>
+void exact_difference_row(const T* kernel, const T* v, const T* slope, double factor, double alpha, const double* beta,
+                          int64_t length, T* to) {
+    for (int64_t j = 0; j < length; j += LANES<T>) {
+        Vector<double> parts[PARTS<T>];
+        for (int part = 0; part < PARTS<T>; ++part) {
+            const int64_t at = j + part * LANES<double>;
+            Vector<double> value = -(alpha + load<double>(beta + at));
+            if (slope) value += load_double(v + at) * load_double(slope + at);
+            parts[part] = factor * load_double(kernel + at) * value;
+        }
+        store<T>(to + j, narrow(parts));
+    }
+}
+
 // to_i = base_i + log(above_i / below_i)
 template <class T>
 void add_logarithms(const double* base, const double* above, const T* below, int64_t count, double* to) {

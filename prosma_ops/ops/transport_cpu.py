@@ -2,8 +2,6 @@
 
 Scores, tokens and the gradient of the plan come with any strides. What is small, the reference, potentials and values
 and their gradients, the library takes contiguous and in the dtype that it computes in.
-
-Implicit gradients are the definition's: the kernel's are 1e-4 off in float32 on some plans.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..reference import transport as definition
 from ..reference.precision import compute_dtype
 
 
@@ -81,9 +78,6 @@ def plan_backward(
     epsilon: float,
     unrolled: bool,
 ) -> Tensor:
-    if not unrolled:
-        grads = (grad_plan, grad_row, grad_column)
-        return definition.plan_backward(*grads, scores, row_mass, column_mass, history, count, epsilon, unrolled)
     batch, rows, columns = scores.shape
     dtype = compute_dtype(scores.dtype)
     if grad_plan is not None and grad_plan.dtype is not scores.dtype:
@@ -164,9 +158,6 @@ def align_backward(
     unrolled: bool,
     needed: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    if not unrolled:
-        tensors = (grad_aligned, grad_row, grad_column, tokens, reference, row_mass, column_mass, history, count)
-        return definition.align_backward(*tensors, score, epsilon, unrolled, needed)
     batch, rows, depth = tokens.shape
     heads, columns, _ = reference.shape
     dtype = compute_dtype(tokens.dtype)
