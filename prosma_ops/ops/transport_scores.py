@@ -195,14 +195,14 @@ _transport_plan_operator = torch.ops.prosma_ops.transport_plan.default
 _transport_plan_backward_operator = torch.ops.prosma_ops.transport_plan_backward.default
 
 
-def run_sinkhorn(tensors: Sequence[Tensor | None], *settings: Any) -> tuple[Tensor, ...]:
+def run_sinkhorn(tensors: Sequence[Any], *settings: Any) -> tuple[Tensor, ...]:
     """At once where nothing records or traces it, else through the operator."""
     run = _sinkhorn if passes_through(tensors) else _sinkhorn_operator
     result: tuple[Tensor, ...] = run(*tensors, *settings)
     return result
 
 
-def run_transport_plan(tensors: Sequence[Tensor | None], *settings: Any) -> tuple[Tensor, ...]:
+def run_transport_plan(tensors: Sequence[Any], *settings: Any) -> tuple[Tensor, ...]:
     """At once where nothing records or traces it, else through the operator."""
     run = _transport_plan if passes_through(tensors) else _transport_plan_operator
     result: tuple[Tensor, ...] = run(*tensors, *settings)

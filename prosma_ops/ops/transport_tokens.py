@@ -223,14 +223,14 @@ _apply_plan_operator = torch.ops.prosma_ops.apply_plan.default
 _apply_plan_backward_operator = torch.ops.prosma_ops.apply_plan_backward.default
 
 
-def run_transport_align(tensors: Sequence[Tensor | None], *settings: Any) -> tuple[Tensor, ...]:
+def run_transport_align(tensors: Sequence[Any], *settings: Any) -> tuple[Tensor, ...]:
     """At once where nothing records or traces it, else through the operator."""
     run = _transport_align if passes_through(tensors) else _transport_align_operator
     result: tuple[Tensor, ...] = run(*tensors, *settings)
     return result
 
 
-def run_apply_plan(tensors: Sequence[Tensor | None], *settings: Any) -> Tensor:
+def run_apply_plan(tensors: Sequence[Any], *settings: Any) -> Tensor:
     """At once where nothing records or traces it, else through the operator."""
     run = _apply_plan if passes_through(tensors) else _apply_plan_operator
     result: Tensor = run(*tensors, *settings)
