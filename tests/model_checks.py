@@ -178,11 +178,12 @@ def enlarged(values: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(values, size=size, mode="bilinear", align_corners=False)
 
 
-def compiles_whole(model: SegmentationModel, size: tuple[int, ...], *, training: bool) -> None:
+def compiles_whole(model: SegmentationModel, size: tuple[int, ...], *, training: bool, backend: str) -> None:
     """With fullgraph=True; in training mode forward and backward."""
+    torch.compiler.reset()
     x = image(model, *size)
     model.train(training)
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     if not training:
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), model(x), rtol=1e-3, atol=1e-4)

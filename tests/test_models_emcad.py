@@ -190,13 +190,17 @@ def test_it_learns_a_batch_by_heart(options: dict[str, Any]) -> None:
     model_checks.learns_by_heart(emcad(1, 2, **options), SIZE, steps=40)
 
 
-@pytest.mark.slow
-@INDUCTOR_WARNS
 @pytest.mark.parametrize("training", [False, True])
 @ENCODERS
 def test_it_compiles_whole(options: dict[str, Any], training: bool) -> None:
-    torch.compiler.reset()
-    model_checks.compiles_whole(emcad(**options), SIZE, training=training)
+    model_checks.compiles_whole(emcad(**options), SIZE, training=training, backend="aot_eager")
+
+
+@pytest.mark.slow
+@INDUCTOR_WARNS
+@ENCODERS
+def test_it_compiles_whole_with_inductor(options: dict[str, Any]) -> None:
+    model_checks.compiles_whole(emcad(**options), SIZE, training=False, backend="inductor")
 
 
 @ENCODERS
