@@ -24,6 +24,7 @@ declare_operators()  # before a test imports timm
 assert ops  # imported so that every operator is registered, whatever a test imports itself
 
 INDUCTOR_WARNS = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of itself, when it is imported
+ONNX_WARNS = pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")  # torch's exporter, of itself
 
 IMPLEMENTATIONS = {
     "reference": Implementation("reference"),

@@ -14,7 +14,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from prosma_ops.models import AttentionUNet, SegmentationModel, UNet, create_model
-from tests.conftest import INDUCTOR_WARNS
+from tests.conftest import INDUCTOR_WARNS, ONNX_WARNS
 from tests.small_models import CHANNELS, CLASSES, CONVOLUTIONAL, images, labels, loss_of, made
 
 SIZE = {2: (9, 11), 3: (5, 6, 7)}
@@ -91,7 +91,7 @@ def test_export_with_sizes_left_open() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")  # torch's of itself
+@ONNX_WARNS
 @each_model
 @each_rank
 def test_onnxruntime_gives_the_same_logits(name: str, spatial_dims: int, tmp_path: Path) -> None:

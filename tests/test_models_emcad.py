@@ -23,7 +23,7 @@ from prosma_ops.models.gates import LargeKernelGate
 from prosma_ops.models.timm_encoder import TimmEncoder
 from prosma_ops.testing import torchvision
 from tests import model_checks
-from tests.conftest import INDUCTOR_WARNS
+from tests.conftest import INDUCTOR_WARNS, ONNX_WARNS
 
 SIZE = (64, 64)
 SMALL: dict[str, Any] = {"encoder": "convolutional", "widths": (8, 12, 16, 24)}
@@ -190,6 +190,7 @@ def test_it_learns_a_batch_by_heart(options: dict[str, Any]) -> None:
     model_checks.learns_by_heart(emcad(1, 2, **options), SIZE, steps=40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 @ENCODERS
 def test_it_compiles_whole(options: dict[str, Any], training: bool) -> None:
@@ -220,6 +221,7 @@ def test_two_processes_train_it(options: dict[str, Any], tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@ONNX_WARNS
 @ENCODERS
 def test_onnxruntime_gives_the_same_logits(options: dict[str, Any], tmp_path: Path) -> None:
     model_checks.agrees_with_onnxruntime(emcad(**options), (40, 64), tmp_path)

@@ -14,7 +14,7 @@ from prosma_ops.models import TransUNet, create_model
 from prosma_ops.models.residual_encoder import StandardizedConvolution
 from prosma_ops.models.vision_transformer import TransformerBottleneck
 from tests import model_checks
-from tests.conftest import INDUCTOR_WARNS
+from tests.conftest import INDUCTOR_WARNS, ONNX_WARNS
 
 SIZE = (32, 32)
 TINY: dict[str, Any] = {
@@ -218,6 +218,7 @@ def test_it_learns_a_batch_by_heart() -> None:
     model_checks.learns_by_heart(trans_unet(1, 2), SIZE, steps=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 def test_it_compiles_whole(training: bool) -> None:
     model_checks.compiles_whole(trans_unet(dropout=0), (48, 64), training=training, backend="aot_eager")
@@ -243,6 +244,7 @@ def test_two_processes_train_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@ONNX_WARNS
 @pytest.mark.parametrize("size", [(32, 32), (64, 48)], ids=str)
 def test_onnxruntime_gives_the_same_logits(size: tuple[int, ...], tmp_path: Path) -> None:
     """At the size that the position embedding is learned for, and at another."""
