@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -30,6 +31,11 @@ IMPLEMENTATIONS = {
     "reference": Implementation("reference"),
     **{f"cpu-{level}": Implementation("cpu", level) for level in ("portable", "v3", "v4")},
 }
+
+
+def told(value: object) -> str:
+    """A name for pytest of a value that may hold functions: their addresses differ between two processes."""
+    return re.sub(r" (of type object )?at 0x[0-9a-f]+", "", str(value))
 
 
 def need_native() -> None:

@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from prosma_ops.nn import DeepSupervisionLoss, DiceCELoss, DiceLoss, comparison
+from tests.conftest import told
 
 CLASSES = 3
 SIZES = {2: [(13, 16), (7, 8), (3, 4), (2, 2)], 3: [(6, 7, 8), (3, 4, 4), (2, 2, 2)]}
@@ -80,7 +81,7 @@ def test_another_loss(backend: str) -> None:
         {"sigmoid": True, "to_onehot_y": True, "ignore_index": 1},
         {"other_act": torch.tanh, "to_onehot_y": True, "include_background": False},
     ],
-    ids=str,
+    ids=told,
 )
 def test_enlarged_maps(backend: str, dims: int, align_corners: bool, keywords: dict[str, Any]) -> None:
     inner = DiceCELoss(**keywords)
@@ -146,7 +147,9 @@ def test_one_map_is_the_loss_alone(backend: str, resize: str) -> None:
     assert torch.equal(loss(tuple(maps()[:1]), labels()), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool], ids=told
+)
 def test_labels_of_every_dtype_shrink_alike(dtype: torch.dtype) -> None:
     loss, values = DeepSupervisionLoss(), maps()
     target = labels().clamp(max=1)
@@ -202,7 +205,7 @@ def test_it_compiles_whole(resize: str) -> None:
         ({"weights": [1, -1]}, ValueError, "weights"),
         ({"weights": ["1"]}, TypeError, "weights"),
     ],
-    ids=str,
+    ids=told,
 )
 def test_what_it_cannot_be_made_of(keywords: dict[str, Any], error: type[Exception], name: str) -> None:
     with pytest.raises(error, match=f"^{name} "):

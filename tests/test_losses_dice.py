@@ -18,6 +18,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from prosma_ops.nn import DiceCELoss, DiceLoss, comparison
+from tests.conftest import told
 
 CLASSES = 4
 TOLERANCE = {torch.float32: {"rtol": 2e-5, "atol": 2e-6}, torch.float64: {"rtol": 1e-9, "atol": 1e-12}}
@@ -123,7 +124,7 @@ def test_dice_of_regions(backend: str, calls: list[dict[str, Any]], dims: int) -
     assert len(calls) == runs
 
 
-@pytest.mark.parametrize("activation", [{"softmax": True}, {"other_act": torch.tanh}, {}], ids=str)
+@pytest.mark.parametrize("activation", [{"softmax": True}, {"other_act": torch.tanh}, {}], ids=told)
 def test_dice_that_is_not_fused(calls: list[dict[str, Any]], activation: dict[str, Any]) -> None:
     """Softmax beside channels, an activation of the user's, and none."""
     for keywords in grid(**DICE, to_onehot_y=(False, True)):
@@ -147,7 +148,7 @@ def test_dice_of_soft_labels(calls: list[dict[str, Any]], activation: str) -> No
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("smooth", [(0.0, 1e-5), (1e-5, 0.1), (1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("smooth", [(0.0, 1e-5), (1e-5, 0.1), (1.0, 1.0)], ids=told)
 def test_smoothing(backend: str, smooth: tuple[float, float]) -> None:
     for keywords in grid(squared_pred=(False, True), jaccard=(False, True), batch=(False, True)):
         keywords |= {"softmax": True, "to_onehot_y": True, "smooth_nr": smooth[0], "smooth_dr": smooth[1]}
@@ -155,7 +156,7 @@ def test_smoothing(backend: str, smooth: tuple[float, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    "weight", [2.0, 3, (0.0, 1.0, 2.5), [1.0, 0.2, 0.7, 2.0], torch.tensor([0.5, 1, 2, 4])], ids=str
+    "weight", [2.0, 3, (0.0, 1.0, 2.5), [1.0, 0.2, 0.7, 2.0], torch.tensor([0.5, 1, 2, 4])], ids=told
 )
 def test_weights_of_classes(backend: str, weight: Any) -> None:
     background = not isinstance(weight, tuple)
@@ -175,7 +176,7 @@ def test_ignored_pixels(backend: str, index: int) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 2, 255, -1])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8], ids=told)
 def test_ignored_pixels_of_regions(backend: str, calls: list[dict[str, Any]], index: int, dtype: torch.dtype) -> None:
     target = regions()
     for keywords in grid(**(DICE | {"reduction": ("mean", "none")})):
@@ -198,7 +199,7 @@ def test_an_ignored_index_that_the_labels_cannot_hold(backend: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "keywords", [{"sigmoid": True}, {"softmax": True}, {}, {"sigmoid": True, "weight": 3.0}], ids=str
+    "keywords", [{"sigmoid": True}, {"softmax": True}, {}, {"sigmoid": True, "weight": 3.0}], ids=told
 )
 def test_one_channel(backend: str, keywords: dict[str, Any]) -> None:
     target = regions(classes=1)
@@ -244,7 +245,7 @@ def test_dice_and_cross_entropy_of_the_other_overlaps(backend: str, keywords: di
         agree(DiceCELoss(**more), monai.DiceCELoss(**more), logits(), indices(), more)
 
 
-@pytest.mark.parametrize("activation", [{"softmax": True}, {"sigmoid": True}, {"other_act": torch.tanh}, {}], ids=str)
+@pytest.mark.parametrize("activation", [{"softmax": True}, {"sigmoid": True}, {"other_act": torch.tanh}, {}], ids=told)
 def test_dice_and_cross_entropy_of_channels(backend: str, activation: dict[str, Any]) -> None:
     """Targets with channels are probabilities to the cross-entropy, hard or soft."""
     soft = torch.rand(logits().shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).softmax(1)
@@ -257,7 +258,7 @@ def test_dice_and_cross_entropy_of_channels(backend: str, activation: dict[str, 
             agree(ours, theirs, logits(), target, keywords)
 
 
-@pytest.mark.parametrize("activation", [{"other_act": torch.tanh}, {}], ids=str)
+@pytest.mark.parametrize("activation", [{"other_act": torch.tanh}, {}], ids=told)
 def test_cross_entropy_of_class_indices_is_fused_whatever_dice_does(
     backend: str, calls: list[dict[str, Any]], activation: dict[str, Any]
 ) -> None:
@@ -268,7 +269,7 @@ def test_cross_entropy_of_class_indices_is_fused_whatever_dice_does(
         assert [call["activation"] for call in calls] == ["softmax"]
 
 
-@pytest.mark.parametrize("weight", [None, torch.tensor([3.0], dtype=torch.float64)], ids=str)
+@pytest.mark.parametrize("weight", [None, torch.tensor([3.0], dtype=torch.float64)], ids=told)
 @pytest.mark.parametrize("soft", [False, True])
 def test_dice_and_binary_cross_entropy(backend: str, calls: list[dict[str, Any]], weight: Any, soft: bool) -> None:
     target = regions(classes=1)
@@ -293,7 +294,7 @@ def test_one_dimension_is_not_fused(calls: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("ignored", [255, 2, -1])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32], ids=told)
 def test_ignored_pixels_in_both_parts(backend: str, ignored: int, dtype: torch.dtype) -> None:
     """MONAI's loss has no ignore_index for its cross-entropy: it is torch's here."""
     if ignored < 0 and dtype is torch.uint8:
@@ -328,8 +329,8 @@ def test_float32(backend: str, dims: int) -> None:
         )
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("keywords", [{"softmax": True}, {"sigmoid": True}, {"other_act": torch.tanh}, {}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=told)
+@pytest.mark.parametrize("keywords", [{"softmax": True}, {"sigmoid": True}, {"other_act": torch.tanh}, {}], ids=told)
 def test_half_precision_gives_a_float32_loss(backend: str, dtype: torch.dtype, keywords: dict[str, Any]) -> None:
     values = logits(torch.float32).to(dtype).requires_grad_()
     loss = DiceCELoss(to_onehot_y=True, **keywords)
@@ -340,7 +341,7 @@ def test_half_precision_gives_a_float32_loss(backend: str, dtype: torch.dtype, k
     torch.testing.assert_close(found, loss(values.float(), indices()), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("keywords", [{"softmax": True}, {"sigmoid": True}, {"other_act": torch.tanh}], ids=str)
+@pytest.mark.parametrize("keywords", [{"softmax": True}, {"sigmoid": True}, {"other_act": torch.tanh}], ids=told)
 def test_under_autocast(backend: str, keywords: dict[str, Any]) -> None:
     layer = nn.Conv2d(3, CLASSES, 1)
     images = torch.randn(3, 3, 5, 6)
@@ -356,7 +357,7 @@ def test_under_autocast(backend: str, keywords: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("loss", [DiceLoss, DiceCELoss])
-@pytest.mark.parametrize("keywords", [{"softmax": True}, {"sigmoid": True}, {"other_act": torch.sigmoid}], ids=str)
+@pytest.mark.parametrize("keywords", [{"softmax": True}, {"sigmoid": True}, {"other_act": torch.sigmoid}], ids=told)
 def test_all_pixels_ignored_give_zero(backend: str, loss: Callable[..., nn.Module], keywords: dict[str, Any]) -> None:
     labels = torch.full_like(indices(), 255)
     for batch in (False, True):
@@ -366,7 +367,7 @@ def test_all_pixels_ignored_give_zero(backend: str, loss: Callable[..., nn.Modul
 
 
 @pytest.mark.parametrize("loss", [DiceLoss, DiceCELoss])
-@pytest.mark.parametrize("keywords", [{"softmax": True}, {"sigmoid": True}, {}], ids=str)
+@pytest.mark.parametrize("keywords", [{"softmax": True}, {"sigmoid": True}, {}], ids=told)
 def test_an_empty_batch_gives_zero(backend: str, loss: Callable[..., nn.Module], keywords: dict[str, Any]) -> None:
     for batch in (False, True):
         found, gradient = result(loss(to_onehot_y=True, batch=batch, **keywords), logits()[:0], indices()[:0])
@@ -387,7 +388,7 @@ def test_metatensors(backend: str) -> None:
         assert torch.equal(found, loss(logits(), indices()))
 
 
-@pytest.mark.parametrize("keywords", [{"softmax": True, "label_smoothing": 0.1}, {"sigmoid": True}, {}], ids=str)
+@pytest.mark.parametrize("keywords", [{"softmax": True, "label_smoothing": 0.1}, {"sigmoid": True}, {}], ids=told)
 def test_it_compiles_whole(keywords: dict[str, Any]) -> None:
     torch.compiler.reset()
     loss = DiceCELoss(to_onehot_y=True, weight=[1.0, 2.0, 3.0, 4.0], ignore_index=1, **keywords)
@@ -439,7 +440,7 @@ def test_the_signature_is_that_of_monai(ours: type, theirs: type) -> None:
         ({"weight": [1.0, -1.0]}, ValueError, "weight"),
         ({"weight": torch.ones(2, 2)}, ValueError, "weight"),
     ],
-    ids=str,
+    ids=told,
 )
 @pytest.mark.parametrize("loss", [DiceLoss, DiceCELoss])
 def test_what_it_cannot_be_made_of(
@@ -458,7 +459,7 @@ def test_what_it_cannot_be_made_of(
         ({"label_smoothing": 1.5}, ValueError, "label_smoothing"),
         ({"label_smoothing": None}, TypeError, "label_smoothing"),
     ],
-    ids=str,
+    ids=told,
 )
 def test_what_dice_and_cross_entropy_cannot_be_made_of(
     keywords: dict[str, Any], error: type[Exception], name: str
@@ -480,10 +481,10 @@ def test_what_dice_and_cross_entropy_cannot_be_made_of(
         ({"weight": [1.0, 2.0]}, (2, 4, 5, 6), (2, 1, 5, 6), "weight"),
         ({"to_onehot_y": False}, (2, 4, 5, 6), (2, 3, 5, 6), "target"),
     ],
-    ids=str,
+    ids=told,
 )
 @pytest.mark.parametrize("loss", [DiceLoss, DiceCELoss])
-@pytest.mark.parametrize("activation", [{"softmax": True}, {"other_act": torch.tanh}], ids=str)
+@pytest.mark.parametrize("activation", [{"softmax": True}, {"other_act": torch.tanh}], ids=told)
 def test_what_it_cannot_compare(
     loss: Callable[..., nn.Module],
     activation: dict[str, Any],
@@ -496,7 +497,7 @@ def test_what_it_cannot_compare(
         loss(**({"to_onehot_y": True} | activation | keywords))(torch.randn(values), torch.zeros(target))
 
 
-@pytest.mark.parametrize("activation", [{"softmax": True}, {"sigmoid": True}, {"other_act": torch.tanh}], ids=str)
+@pytest.mark.parametrize("activation", [{"softmax": True}, {"sigmoid": True}, {"other_act": torch.tanh}], ids=told)
 @pytest.mark.parametrize("label", [4, 200, -1])
 def test_labels_out_of_range(backend: str, activation: dict[str, Any], label: int) -> None:
     labels = indices()
