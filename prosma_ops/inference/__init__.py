@@ -1,0 +1,1 @@
+"""From a trained run to masks and to scores: `Segmenter`, `scores`, and what `predict` and `evaluate` do with them."""
