@@ -1,0 +1,34 @@
+"""From a folder of images to a trained network: configuration, run folder, checkpoints, the loop.
+
+    run = RunFolder.open("run")         what `prosma-ops train --out run` wrote
+    model = run.model("best")           the network, ready for `run.preparation`'s images
+
+Each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .configuration import Configuration
+    from .run_folder import RunFolder
+
+_HOME = {
+    "Configuration": ".configuration",
+    "RunFolder": ".run_folder",
+}
+__all__ = ["Configuration", "RunFolder"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
