@@ -1,8 +1,8 @@
 """The speed tables of the README, made from the committed results: `python -m benchmarks.tables [--check]`.
 
-For each operator the newest whole run of each kind of machine, CPU and GPU, in benchmarks/results/<machine>/. They
-stand between the lines `<!-- speeds -->` and `<!-- /speeds -->` and are replaced whole, so nobody edits them by hand:
-`--check`, part of `make lint`, fails when they are not what the results say.
+For each operator, and for the networks, the newest whole run of each kind of machine, CPU and GPU, in
+benchmarks/results/<machine>/. They stand between the lines `<!-- speeds -->` and `<!-- /speeds -->` and are replaced
+whole, so nobody edits them by hand: `--check`, part of `make lint`, fails when they are not what the results say.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from . import report
+from . import models, report
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = Path("benchmarks") / "results", "README.md"
@@ -54,8 +54,12 @@ def newest(files: Iterable[tuple[Path, dict[str, Any]]]) -> list[tuple[Path, dic
 
 def tables(files: Iterable[tuple[Path, dict[str, Any]]]) -> str:
     return "\n\n".join(
-        f"### {path.stem}\n\n{report.markdown(results)} From `{path.as_posix()}`." for path, results in files
+        f"### {path.stem}\n\n{table(path, results)} From `{path.as_posix()}`." for path, results in files
     )
+
+
+def table(path: Path, results: dict[str, Any]) -> str:
+    return models.markdown(results) if path.stem == "models" else report.markdown(results)
 
 
 def replaced(text: str, between: str) -> str:

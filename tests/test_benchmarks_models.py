@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import models, report, targets
+from benchmarks import models, report, tables, targets
 from benchmarks.models import ONE_IMAGE, ONE_OUTPUT, REFERENCE, UNET, Work
 from benchmarks.networks import Inference, Network, Runner, Training, relative_error, shares
 from benchmarks.targets import OURS, Target
@@ -184,6 +184,12 @@ def test_the_table_has_a_line_a_network() -> None:
     assert lines[3] == ""
     alone = models.markdown({"machine": HEAD, "records": records[:1]}).splitlines()
     assert alone[2] == "| prosma_unet, 2x1x16^2 | 8.07 M | 9.23 G | 2 ms | 4 ms | 800.0 | - | - | - |"
+
+
+def test_the_readme_has_the_table_of_the_networks() -> None:
+    results = {"machine": HEAD, "records": [record("inference"), record("step")]}
+    page = tables.tables([(Path("benchmarks/results/here/models.json"), results)])
+    assert page == f"### models\n\n{models.markdown(results)} From `benchmarks/results/here/models.json`."
 
 
 def test_records_are_added_to_those_that_are_there(tmp_path: Path) -> None:
