@@ -16,4 +16,10 @@ struct Tensor {
     int64_t strides[AXES] = {0, 0, 0, 0, 0};
 };
 
+// Where CUDA work goes: the device of the tensors, and the caller's current stream on it.
+struct Queue {
+    int device = 0;
+    void* stream = nullptr;
+};
+
 }  // namespace prosma

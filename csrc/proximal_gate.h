@@ -30,6 +30,10 @@ struct GateArguments {
     void* threshold_grad = nullptr;
     void* channel_gate_grad = nullptr;
     void* bias_grad = nullptr;
+
+    // CUDA only.
+    Queue queue;
+    void* workspace = nullptr;
 };
 
 struct ShrinkArguments {
@@ -39,6 +43,10 @@ struct ShrinkArguments {
     Tensor x, out, grad;
     const void* threshold = nullptr;
     void* threshold_grad = nullptr;
+
+    // CUDA only.
+    Queue queue;
+    void* workspace = nullptr;
 };
 
 }  // namespace prosma

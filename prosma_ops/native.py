@@ -91,6 +91,48 @@ def pointers(tensors: Sequence[Tensor | None]) -> list[int]:
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
+# CUDA: where the work is queued, and tensors as its kernels take them: contiguous, or channels_last.
+
+
+def queued(leader: Tensor, sizes: tuple[int, ...] | None = None) -> tuple[int, int, int, tuple[int, ...]]:
+    """What every CUDA function starts with: the dtype, the device, its current stream, and the sizes of the work."""
+    device, stream = queue(leader.device)
+    return DTYPES[leader.dtype], device, stream, leader.shape if sizes is None else sizes
+
+
+def queue(device: torch.device) -> tuple[int, int]:
+    current = torch.cuda.current_stream(device)
+    return current.device_index, current.cuda_stream
+
+
+def layout(leader: Tensor) -> torch.memory_format:
+    """The memory format that spares the leader a copy."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(leader.dim())
+    if last is not None and not leader.is_contiguous() and leader.is_contiguous(memory_format=last):
+        return last
+    return torch.contiguous_format
+
+
+def arranged(layout: torch.memory_format, *tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors in this format, copied where they lie otherwise."""
+    return [tensor if tensor is None else tensor.contiguous(memory_format=layout) for tensor in tensors]
+
+
+def destinations(layout: torch.memory_format, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Where results go that must be in this format: the tensors themselves, or memory to `deliver` them from."""
+    return [
+        tensor
+        if tensor is None or tensor.is_contiguous(memory_format=layout)
+        else torch.empty_like(tensor, memory_format=layout)
+        for tensor in tensors
+    ]
+
+
+def workspace(size: int, leader: Tensor) -> Tensor:
+    """Scratch memory of so many bytes."""
+    return torch.empty(size, dtype=torch.uint8, device=leader.device)
+
+
 def deliver(results: Sequence[Tensor | None], destinations: Sequence[Tensor | None]) -> None:
     """Copy results that had to be converted to the tensors they were made for."""
     for result, destination in zip(results, destinations, strict=True):

@@ -24,6 +24,9 @@ void logit_mixing(py::module_& module);
 void codebook(py::module_& module);
 void transport(py::module_& module);
 
+// <operator>_cuda.cpp, only in builds with the CUDA kernels: the same for `<operator>_cuda_forward` and so on.
+void proximal_gate_cuda(py::module_& module);
+
 // Fills `to` from a tuple of the leading axes (B, C) and one to three spatial ones, which are the last of D, H, W.
 inline void spread(const py::tuple& from, int64_t missing, int64_t* to) {
     const size_t count = from.size();
@@ -55,6 +58,13 @@ inline void check_memory(bool enough) {
 inline DataType data_type(int code) {
     if (code < 0 || code > 3) throw std::invalid_argument("unknown dtype");
     return DataType(code);
+}
+
+inline Queue queue(int device, uintptr_t stream) {
+    Queue queue;
+    queue.device = device;
+    queue.stream = reinterpret_cast<void*>(stream);
+    return queue;
 }
 
 inline int thread_count(int threads) { return threads < 1 ? 1 : threads; }

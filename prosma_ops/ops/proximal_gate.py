@@ -260,6 +260,37 @@ def _cpu_soft_threshold_backward(grad: Tensor, x: Tensor, threshold: Tensor) -> 
     return dx, dthreshold
 
 
+# Backend "cuda": the same on the device, in the layout of the leading tensor, with scratch memory from torch.
+
+
+def _cuda_soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    layout = native.layout(x)
+    parameters = native.parameters(compute_dtype(x.dtype), threshold)
+    inputs, results = native.arranged(layout, x), native.destinations(layout, out)
+    native.required().soft_threshold_cuda_forward(
+        *native.queued(x), *native.placed(*inputs, *results), *native.pointers(parameters)
+    )
+    native.deliver(results, (out,))
+    return out
+
+
+def _cuda_soft_threshold_backward(grad: Tensor, x: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    module = native.required()
+    dx, dthreshold = torch.empty_like(x), torch.empty_like(threshold)
+    layout, dtype = native.layout(x), compute_dtype(x.dtype)
+    parameters, sums = native.parameters(dtype, threshold), native.parameters(dtype, dthreshold)
+    inputs, results = native.arranged(layout, grad, x), native.destinations(layout, dx)
+    work = native.queued(x)
+    size = module.soft_threshold_cuda_workspace(work[0], work[-1], *native.placed(inputs[1]))
+    workspace = native.workspace(size, x)
+    module.soft_threshold_cuda_backward(
+        *work, *native.placed(*inputs, *results), *native.pointers((*parameters, *sums, workspace))
+    )
+    native.deliver((*results, *sums), (dx, dthreshold))
+    return dx, dthreshold
+
+
 # Backend "triton": imported when it is first chosen.
 
 
@@ -310,7 +341,10 @@ _SHRINK = backends.register(
             backends.triton_can_run,
             {"forward": _triton("soft_threshold_forward"), "backward": _triton("soft_threshold_backward")},
         ),
-        "cuda": Implementation(backends.cuda_can_run("soft_threshold"), {}),
+        "cuda": Implementation(
+            backends.cuda_can_run("soft_threshold"),
+            {"forward": _cuda_soft_threshold, "backward": _cuda_soft_threshold_backward},
+        ),
     },
 )
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import backends, native
 from .case import Case, Problem, dtype_name, suite
 from .layouts import channels_last
-from .memory import guarded_memory
+from .memory import Guard, guarded_memory
 from .tolerance import bound, compare
 
 EPS32, EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
@@ -228,7 +228,13 @@ def expected_dtype(problem: Problem, name: str) -> torch.dtype | None:
     return None if tensor is None or not name.startswith("gradient of ") else tensor.dtype
 
 
-def judge(case: Case, problem: Problem, expected: Expectation, implementation: Implementation) -> list[Record]:
+def judge(
+    case: Case,
+    problem: Problem,
+    expected: Expectation,
+    implementation: Implementation,
+    memory: Callable[[], contextlib.AbstractContextManager[Guard]] = guarded_memory,
+) -> list[Record]:
     """Run one problem on one implementation, in guarded memory, and compare every tensor."""
 
     def record(tensor: str, error: float, allowed: float, ok: bool, reason: str) -> Record:
@@ -236,7 +242,7 @@ def judge(case: Case, problem: Problem, expected: Expectation, implementation: I
         return Record(*labels, tensor, error, allowed, ok, reason)
 
     try:
-        with implementation.chosen(), full_precision(), guarded_memory() as guard:
+        with implementation.chosen(), full_precision(), memory() as guard:
             found = evaluate(problem, problem.function)
             damaged = guard.damaged()
     except Exception as error:  # whatever an implementation raises is a failure of this case, not of the run

@@ -1,0 +1,113 @@
+// The four types of the tensors in CUDA kernels: stored as they are, computed in float (double for double), and loaded
+// and stored up to 16 bytes at a time.
+//
+//     for_type(a.type, [&](auto zero) { using T = decltype(zero); launch("...", kernel<T>, ...); });
+//     Pack<T, 4> pack = load<4>(address);    to_computed(pack[0])    store(address, pack);
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <type_traits>
+
+#include "../arguments.h"
+
+namespace prosma::cuda {
+
+using float16 = __half;
+using bfloat16 = __nv_bfloat16;
+
+template <class T>
+using Computed = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+__host__ __device__ __forceinline__ float to_computed(float value) { return value; }
+__host__ __device__ __forceinline__ double to_computed(double value) { return value; }
+__host__ __device__ __forceinline__ float to_computed(float16 value) { return __half2float(value); }
+__host__ __device__ __forceinline__ float to_computed(bfloat16 value) { return __bfloat162float(value); }
+
+// To nearest, ties to even.
+template <class T>
+__host__ __device__ __forceinline__ T to_stored(Computed<T> value) {
+    if constexpr (std::is_same_v<T, float16>)
+        return __float2half(value);
+    else if constexpr (std::is_same_v<T, bfloat16>)
+        return __float2bfloat16(value);
+    else
+        return value;
+}
+
+// Numbers side by side, aligned for one access.
+template <class T, int COUNT>
+struct alignas(sizeof(T) * COUNT) Pack {
+    T values[COUNT];
+    __host__ __device__ __forceinline__ T& operator[](int i) { return values[i]; }
+    __host__ __device__ __forceinline__ const T& operator[](int i) const { return values[i]; }
+};
+
+// How many numbers make 16 bytes.
+template <class T>
+constexpr int WIDEST = 16 / int(sizeof(T));
+
+template <int BYTES>
+struct Word;
+template <>
+struct Word<16> { using Type = uint4; };
+template <>
+struct Word<8> { using Type = uint2; };
+template <>
+struct Word<4> { using Type = unsigned; };
+template <>
+struct Word<2> { using Type = unsigned short; };
+template <>
+struct Word<1> { using Type = unsigned char; };
+
+// Of memory that nobody writes while the kernel runs. The address must be a multiple of COUNT numbers.
+template <int COUNT, class T>
+__device__ __forceinline__ Pack<T, COUNT> load(const T* address) {
+    using W = typename Word<int(sizeof(T)) * COUNT>::Type;
+    union Both {
+        W word;
+        Pack<T, COUNT> pack;
+        __device__ Both() {}
+    } both;
+    both.word = __ldg(reinterpret_cast<const W*>(address));
+    return both.pack;
+}
+
+template <class T, int COUNT>
+__device__ __forceinline__ void store(T* address, const Pack<T, COUNT>& pack) {
+    using W = typename Word<int(sizeof(T)) * COUNT>::Type;
+    union Both {
+        W word;
+        Pack<T, COUNT> pack;
+        __device__ Both() {}
+    } both;
+    both.pack = pack;
+    *reinterpret_cast<W*>(address) = both.word;
+}
+
+// Shared memory, or global memory that this kernel writes: the same without the read-only path.
+template <int COUNT, class T>
+__device__ __forceinline__ Pack<T, COUNT> load_shared(const T* address) {
+    return *reinterpret_cast<const Pack<T, COUNT>*>(address);
+}
+
+// Calls `body` with a number of the type; PROSMA_FEW_TYPES leaves float64 and float16 out, for a test that has seconds.
+template <class Body>
+void for_type(DataType type, const Body& body) {
+    switch (type) {
+        case DataType::float32: return body(float{});
+        case DataType::bfloat16: return body(bfloat16{});
+#if !defined(PROSMA_FEW_TYPES)
+        case DataType::float64: return body(double{});
+        case DataType::float16: return body(float16{});
+#else
+        default: throw std::invalid_argument("this build has float32 and bfloat16 only");
+#endif
+    }
+}
+
+}  // namespace prosma::cuda

@@ -1,0 +1,107 @@
+"""Builds CUDA kernels as ordinary C++ under sanitizers, and runs their operators' cases: see tests/emulation/README.md.
+
+`build` makes a Python module of the kernels of one room, and `run` starts a process with AddressSanitizer in it, which
+loads that module in the place of the native library and compares every case of `prosma_ops.testing` with float64.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EMULATION = ROOT / "tests/emulation"
+# The kernels of each room that has any.
+KERNELS = {
+    "proximal_gate": "[ps]*.cu",
+}
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1")
+# Python and torch keep memory to their end; fibers have stacks that the sanitizer does not know of beforehand.
+OPTIONS = "detect_leaks=0:detect_stack_use_after_return=0:alloc_dealloc_mismatch=0"
+
+
+def compiler() -> str:
+    """g++, whose sanitizers can be loaded into a Python that was built without them."""
+    found = os.environ.get("CXX") or shutil.which("g++")
+    if found is None or "g++" not in Path(found).name:
+        pytest.skip("there is no g++")
+    return found
+
+
+def build(room: str, folder: Path, *, few_types: bool = False, optimised: bool = False) -> Path:
+    """The module of the room's kernels. `few_types`: float32 and bfloat16 only. Files whose result is here are not
+    compiled again."""
+    import pybind11
+
+    flags = ["-std=c++20", "-fPIC", "-fvisibility=hidden", f"-I{EMULATION}", f"-I{ROOT / 'csrc'}", "-Wno-attributes"]
+    flags += ["-DPROSMA_FEW_TYPES"] if few_types else []
+    python = [f"-I{pybind11.get_include()}", f"-I{_python_headers()}", "-O0", f"-DPROSMA_ROOM={room}_cuda"]
+    python += [f'-DPROSMA_BINDINGS="{ROOT / f"csrc/bindings/{room}_cuda.cpp"}"']
+    kernels = sorted((ROOT / "csrc/cuda").glob(KERNELS[room]))
+    assert kernels, f"{room} has no kernels in csrc/cuda"
+    folder.mkdir(parents=True, exist_ok=True)
+    objects = []
+    for source in (*kernels, EMULATION / "settings.cpp", EMULATION / "module.cpp"):
+        own = python if source.name == "module.cpp" else [*SANITIZERS, *(["-O2"] if optimised else [])]
+        objects.append(folder / f"{source.stem}.o")
+        command = [compiler(), *flags, *own, "-x", "c++", "-c", str(source), "-o", str(objects[-1])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[:6000]
+    module = folder / "emulated.so"
+    link = [compiler(), "-shared", *SANITIZERS, *map(str, objects), "-o", str(module)]
+    subprocess.run(link, check=True)
+    return module
+
+
+def _python_headers() -> str:
+    import sysconfig
+
+    return sysconfig.get_paths()["include"]
+
+
+def run(
+    module: Path,
+    operators: Sequence[str],
+    *,
+    size: str = "tiny",
+    orders: Sequence[int] = (0,),
+    dtypes: Sequence[str] = (),
+    chip: str = "9.0",
+    cases: str = "",
+    timeout: int = 400,
+) -> list[dict[str, Any]]:
+    """The records of every case that ran, one of `orders` after another by turns; fails if the sanitizers do.
+
+    `orders`: 0 forwards, -1 backwards, else the seed of a shuffle. `cases`: only those whose name holds this.
+    """
+    compiled_with = [compiler(), "-print-file-name=libasan.so"]
+    sanitizer = subprocess.run(compiled_with, capture_output=True, text=True, check=True).stdout.strip()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PROSMA_")}
+    environment |= {"LD_PRELOAD": sanitizer, "ASAN_OPTIONS": OPTIONS, "UBSAN_OPTIONS": "print_stacktrace=1"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    settings = {"module": str(module), "operators": list(operators), "size": size, "orders": list(orders)}
+    settings |= {"dtypes": list(dtypes), "chip": [int(number) for number in chip.split(".")], "cases": cases}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.emulation.run", json.dumps(settings)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[:8000]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def failures(records: Sequence[dict[str, Any]]) -> list[str]:
+    names = ("operator", "case", "layout", "dtype", "tensor", "error", "bound", "reason")
+    return [", ".join(str(record[name]) for name in names) for record in records if not record["ok"]]

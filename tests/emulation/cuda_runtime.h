@@ -1,0 +1,636 @@
+// CUDA's runtime as ordinary C++: the kernels of csrc/cuda, compiled with this header in the place of CUDA's own, run on
+// the CPU, where AddressSanitizer and UndefinedBehaviorSanitizer watch every access. What it holds them to is in README.md.
+//
+// A thread is a fiber. It runs until it has to wait for others, at a barrier or for the lanes of its warp, and then
+// the next one runs: forwards, backwards or in shuffled order. So whatever lacks a barrier is read before it is written
+// in one of the orders. All blocks of a cluster are alive together; clusters follow one another.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <source_location>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <sanitizer/asan_interface.h>
+#include <sys/mman.h>
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+#define PROSMA_EMULATION 1
+#define __global__
+#define __device__
+#define __host__
+#define __grid_constant__
+#define __forceinline__ inline
+#define __noinline__
+#define __launch_bounds__(...)
+#define __shared__ static_assert(false, "shared memory comes from shared_object and dynamic_shared of csrc/cuda/device.h");
+
+#include "vector_types.h"
+
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+using cudaStream_t = struct CUstream_st*;
+
+namespace emulation {
+
+using Site = std::source_location;
+
+constexpr size_t STACK = 256 * 1024;
+constexpr size_t LARGEST_EXCHANGE = 64;  // bytes a lane
+
+struct Memory {
+    explicit Memory(size_t size) : bytes(size) {
+        if (posix_memalign(&data, 128, size ? size : 1)) std::abort();
+        std::memset(data, 0xff, size);  // NaN in every type
+    }
+    ~Memory() { std::free(data); }
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+    bool holds(const void* address) const {
+        return address >= data && address < static_cast<char*>(data) + (bytes ? bytes : 1);
+    }
+
+    void* data = nullptr;
+    size_t bytes;
+};
+
+// Where the threads of a block or of a cluster wait for one another; `result` is how many of them said yes.
+struct Barrier {
+    unsigned alive = 0, waiting = 0;
+    int votes = 0, result = 0;
+};
+
+struct Fiber;
+
+struct Warp {
+    Fiber* lanes[warpSize] = {};
+    alignas(16) unsigned char given[warpSize][LARGEST_EXCHANGE];  // by each lane, in the exchange before
+};
+
+struct Cluster;
+
+struct Block {
+    uint3 index;
+    unsigned rank;
+    Cluster* cluster;
+    Barrier barrier;
+    std::vector<Warp> warps;
+    std::unique_ptr<Memory> dynamic;
+    std::map<const void*, std::unique_ptr<Memory>> objects;
+};
+
+struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+};
+
+enum class State { ready, at_barrier, in_warp, done };
+
+struct Fiber {
+    uint3 thread;
+    unsigned lane;
+    Block* block;
+    Warp* warp;
+    State state;
+    Barrier* barrier;
+    Site site;
+    unsigned mask;
+    const void* given;
+    size_t bytes;
+    std::vector<std::vector<Copy>> copies;  // groups that were committed, and at last the one that is open
+
+    char* stack = nullptr;
+    void* fake_stack = nullptr;
+#if defined(__x86_64__)
+    void* pointer = nullptr;
+#else
+    ucontext_t context;
+#endif
+};
+
+struct Cluster {
+    std::vector<Block> blocks;
+    std::vector<Fiber*> fibers;
+    Barrier barrier;
+};
+
+struct Chip {
+    int major = 9, minor = 0;
+    int multiprocessors = 3;
+    int shared_memory() const { return (major == 9 || major == 10 ? 227 : major == 8 && minor == 0 ? 163 : 99) * 1024; }
+};
+
+inline Chip chip;
+inline int order = 0;  // 0: forwards; -1: backwards; else shuffled by this seed
+inline std::mt19937 shuffler;
+inline std::vector<std::unique_ptr<Fiber>> pool;
+inline std::map<const void*, int> allowed_shared;
+inline Fiber* running = nullptr;
+inline const std::function<void()>* body = nullptr;
+inline const void* scheduler_stack = nullptr;
+inline size_t scheduler_stack_size = 0;
+inline void* scheduler_fake_stack = nullptr;
+
+[[noreturn]] inline void fail(const char* what, const Fiber& fiber) {
+    std::fprintf(stderr, "emulation: %s\n  block (%u, %u, %u), thread (%u, %u, %u), %s:%u %s\n", what, fiber.block->index.x,
+                 fiber.block->index.y, fiber.block->index.z, fiber.thread.x, fiber.thread.y, fiber.thread.z,
+                 fiber.site.file_name(), unsigned(fiber.site.line()), fiber.site.function_name());
+    std::abort();
+}
+
+#if defined(__x86_64__)
+inline void* scheduler_pointer = nullptr;
+
+// Keeps what a call must preserve on this stack, and goes on where the other one stopped.
+__attribute__((naked, noinline)) inline void switch_stacks(void** /*from*/, void* /*to*/) {
+    asm("push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15\n"
+        "mov %rsp, (%rdi); mov %rsi, %rsp\n"
+        "pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp; ret");
+}
+inline void to_fiber(Fiber& fiber) { switch_stacks(&scheduler_pointer, fiber.pointer); }
+inline void to_scheduler(Fiber& fiber) { switch_stacks(&fiber.pointer, scheduler_pointer); }
+inline void prepare(Fiber& fiber, void (*start)()) {
+    void** top = reinterpret_cast<void**>(fiber.stack + STACK) - 2;
+    *top = reinterpret_cast<void*>(start);
+    fiber.pointer = top - 6;
+}
+#else
+inline ucontext_t scheduler_context;
+inline void to_fiber(Fiber& fiber) { swapcontext(&scheduler_context, &fiber.context); }
+inline void to_scheduler(Fiber& fiber) { swapcontext(&fiber.context, &scheduler_context); }
+inline void prepare(Fiber& fiber, void (*start)()) {
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack;
+    fiber.context.uc_stack.ss_size = STACK;
+    makecontext(&fiber.context, start, 0);
+}
+#endif
+
+inline void wait() {
+    Fiber& fiber = *running;
+    __sanitizer_start_switch_fiber(&fiber.fake_stack, scheduler_stack, scheduler_stack_size);
+    to_scheduler(fiber);
+    __sanitizer_finish_switch_fiber(fiber.fake_stack, &scheduler_stack, &scheduler_stack_size);
+}
+
+inline void resume(Fiber& fiber) {
+    running = &fiber;
+    threadIdx = fiber.thread;
+    blockIdx = fiber.block->index;
+    __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack, STACK);
+    to_fiber(fiber);
+    __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
+}
+
+inline void release(Barrier& barrier) {
+    const Fiber* first = nullptr;
+    for (Fiber* fiber : running->block->cluster->fibers) {
+        const bool waits = fiber->state == State::at_barrier && fiber->barrier == &barrier;
+        if (!waits) continue;
+        if (first && (first->site.line() != fiber->site.line() || first->site.file_name() != fiber->site.file_name())) {
+            std::fprintf(stderr, "emulation: threads wait at different barriers; one at line %u\n", unsigned(first->site.line()));
+            fail("the other:", *fiber);
+        }
+        first = fiber;
+        fiber->state = State::ready;
+    }
+    barrier.result = barrier.votes;
+    barrier.waiting = 0;
+    barrier.votes = 0;
+}
+
+// The last to come releases the others and goes on.
+inline int meet(Barrier& barrier, int vote, Site site) {
+    running->site = site;
+    running->barrier = &barrier;
+    running->state = State::at_barrier;
+    barrier.votes += vote != 0;
+    if (++barrier.waiting == barrier.alive)
+        release(barrier);
+    else
+        wait();
+    return barrier.result;
+}
+
+inline void leave(Barrier& barrier) {
+    if (--barrier.alive && barrier.waiting == barrier.alive) release(barrier);
+}
+
+// Every lane of `mask` gives `bytes` bytes, and then sees what the others gave, until its next exchange.
+inline const Warp& exchange(unsigned mask, const void* given, size_t bytes, Site site) {
+    Fiber& self = *running;
+    Warp& warp = *self.warp;
+    self.site = site;
+    if (!(mask >> self.lane & 1)) fail("a lane is not in its own mask", self);
+    if (bytes > LARGEST_EXCHANGE) fail("too much for one exchange", self);
+    self.mask = mask;
+    self.given = given;
+    self.bytes = bytes;
+    self.state = State::in_warp;
+    for (unsigned lane = 0; lane < unsigned(warpSize); ++lane) {
+        const Fiber* other = warp.lanes[lane];
+        if (!other || !(mask >> lane & 1)) continue;
+        if (other->state == State::done) fail("a lane of the mask has ended", self);
+        const bool here = other->state == State::in_warp && other->mask == mask && other->site.line() == site.line();
+        if (!here) {
+            wait();
+            return warp;
+        }
+    }
+    for (unsigned lane = 0; lane < unsigned(warpSize); ++lane) {
+        if (!(mask >> lane & 1)) continue;
+        std::memset(warp.given[lane], 0xff, LARGEST_EXCHANGE);
+        if (Fiber* other = warp.lanes[lane]) {
+            if (other->bytes) std::memcpy(warp.given[lane], other->given, other->bytes);
+            other->state = State::ready;
+        }
+    }
+    return warp;
+}
+
+template <class T>
+T given_by(const Warp& warp, unsigned lane) {
+    T value;
+    std::memcpy(&value, warp.given[lane], sizeof(T));
+    return value;
+}
+
+[[noreturn]] inline void live() {
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
+    for (;;) {
+        (*body)();
+        running->state = State::done;
+        leave(running->block->barrier);
+        leave(running->block->cluster->barrier);
+        wait();
+    }
+}
+
+inline Fiber& fiber_of_pool(size_t number) {
+    while (pool.size() <= number) {
+        pool.push_back(std::make_unique<Fiber>());
+        Fiber& fiber = *pool.back();
+        void* stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (stack == MAP_FAILED) std::abort();
+        fiber.stack = static_cast<char*>(stack);
+        prepare(fiber, &live);
+    }
+    return *pool[number];
+}
+
+inline void place(Cluster& cluster, dim3 threads, size_t shared_bytes) {
+    const unsigned count = threads.x * threads.y * threads.z;
+    for (Block& block : cluster.blocks) {
+        block.cluster = &cluster;
+        block.barrier.alive = count;
+        block.warps.resize((count + warpSize - 1) / warpSize);
+        block.dynamic = std::make_unique<Memory>(shared_bytes);
+        for (unsigned i = 0; i < count; ++i) {
+            Fiber& fiber = fiber_of_pool(cluster.fibers.size());
+            fiber.thread = {i % threads.x, i / threads.x % threads.y, i / (threads.x * threads.y)};
+            fiber.lane = i % warpSize;
+            fiber.block = &block;
+            fiber.warp = &block.warps[i / warpSize];
+            fiber.warp->lanes[fiber.lane] = &fiber;
+            fiber.state = State::ready;
+            fiber.copies.assign(1, {});
+            cluster.fibers.push_back(&fiber);
+        }
+    }
+    cluster.barrier.alive = unsigned(cluster.fibers.size());
+}
+
+template <class T>
+void arrange(std::vector<T>& items) {
+    if (order > 0) std::shuffle(items.begin(), items.end(), shuffler);
+    if (order < 0) std::reverse(items.begin(), items.end());
+}
+
+inline void run(Cluster& cluster) {
+    std::vector<Fiber*> fibers = cluster.fibers;
+    if (order < 0) arrange(fibers);
+    for (bool any = true; any;) {
+        if (order > 0) arrange(fibers);
+        bool moved = false;
+        any = false;
+        for (Fiber* fiber : fibers) {
+            if (fiber->state == State::ready) {
+                resume(*fiber);
+                moved = true;
+            }
+            any |= fiber->state != State::done;
+        }
+        if (any && !moved)
+            for (Fiber* fiber : fibers)
+                if (fiber->state != State::done) fail("the threads wait for one another; one of them:", *fiber);
+    }
+}
+
+inline void run(dim3 blocks, dim3 threads, dim3 together, size_t shared_bytes, const std::function<void()>& kernel) {
+    gridDim = blocks;
+    blockDim = threads;
+    body = &kernel;
+    shuffler.seed(unsigned(order));
+    std::vector<uint3> starts;
+    for (unsigned z = 0; z < blocks.z; z += together.z)
+        for (unsigned y = 0; y < blocks.y; y += together.y)
+            for (unsigned x = 0; x < blocks.x; x += together.x) starts.push_back({x, y, z});
+    arrange(starts);
+    for (const uint3& start : starts) {
+        Cluster cluster;
+        cluster.blocks.resize(size_t(together.x) * together.y * together.z);
+        for (unsigned i = 0; i < cluster.blocks.size(); ++i) {
+            cluster.blocks[i].rank = i;
+            cluster.blocks[i].index = {start.x + i % together.x, start.y + i / together.x % together.y,
+                                       start.z + i / (together.x * together.y)};
+        }
+        place(cluster, threads, shared_bytes);
+        run(cluster);
+    }
+}
+
+inline void* object_of(Block& block, const void* key, size_t bytes) {
+    std::unique_ptr<Memory>& memory = block.objects[key];
+    if (!memory) memory = std::make_unique<Memory>(bytes);
+    return memory->data;
+}
+
+template <class T>
+inline const char key_of = 0;
+
+// What csrc/cuda/device.h makes its functions of.
+
+template <class T>
+T& shared_object() {
+    return *static_cast<T*>(object_of(*running->block, &key_of<T>, sizeof(T)));
+}
+
+inline void* dynamic_shared() { return running->block->dynamic->data; }
+
+inline void copy_async(void* to, const void* from, size_t bytes) { running->copies.back().push_back({to, from, bytes}); }
+
+inline void copy_async_commit() { running->copies.emplace_back(); }
+
+// Copies arrive as late as they may: when they are waited for.
+inline void copy_async_wait(size_t left) {
+    auto& groups = running->copies;
+    while (groups.size() > left + 1) {
+        for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+        groups.erase(groups.begin());
+    }
+}
+
+}  // namespace emulation
+
+inline void __syncthreads(emulation::Site site = emulation::Site::current()) {
+    emulation::meet(emulation::running->block->barrier, 0, site);
+}
+inline int __syncthreads_count(int vote, emulation::Site site = emulation::Site::current()) {
+    return emulation::meet(emulation::running->block->barrier, vote, site);
+}
+inline int __syncthreads_or(int vote, emulation::Site site = emulation::Site::current()) {
+    return emulation::meet(emulation::running->block->barrier, vote, site) > 0;
+}
+inline int __syncthreads_and(int vote, emulation::Site site = emulation::Site::current()) {
+    return emulation::meet(emulation::running->block->barrier, !vote, site) == 0;
+}
+
+inline void __syncwarp(unsigned mask = ~0u, emulation::Site site = emulation::Site::current()) {
+    emulation::exchange(mask, nullptr, 0, site);
+}
+
+inline unsigned __ballot_sync(unsigned mask, int vote, emulation::Site site = emulation::Site::current()) {
+    const emulation::Warp& warp = emulation::exchange(mask, &vote, sizeof(vote), site);
+    unsigned votes = 0;
+    for (unsigned lane = 0; lane < unsigned(warpSize); ++lane)
+        if (mask >> lane & 1 && warp.lanes[lane] && emulation::given_by<int>(warp, lane)) votes |= 1u << lane;
+    return votes;
+}
+inline int __any_sync(unsigned mask, int vote, emulation::Site site = emulation::Site::current()) {
+    return __ballot_sync(mask, vote, site) != 0;
+}
+inline int __all_sync(unsigned mask, int vote, emulation::Site site = emulation::Site::current()) {
+    return __ballot_sync(mask, !vote, site) == 0;
+}
+
+namespace emulation {
+
+// The value of lane `source`; one that is not in the mask gives no number.
+template <class T>
+T shuffled(unsigned mask, T value, int source, Site site) {
+    const Warp& warp = exchange(mask, &value, sizeof(T), site);
+    if (source == int(running->lane)) return value;
+    if (!(mask >> source & 1) || !warp.lanes[source]) {
+        std::memset(static_cast<void*>(&value), 0xff, sizeof(T));
+        return value;
+    }
+    return given_by<T>(warp, unsigned(source));
+}
+
+}  // namespace emulation
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, emulation::Site site = emulation::Site::current()) {
+    const int lane = int(emulation::running->lane);
+    return emulation::shuffled(mask, value, lane / width * width + (source & (width - 1)), site);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, emulation::Site site = emulation::Site::current()) {
+    const int lane = int(emulation::running->lane), source = lane ^ lanes;
+    return emulation::shuffled(mask, value, source / width > lane / width ? lane : source, site);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, emulation::Site site = emulation::Site::current()) {
+    const int lane = int(emulation::running->lane), source = lane + int(by);
+    return emulation::shuffled(mask, value, source / width == lane / width ? source : lane, site);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, emulation::Site site = emulation::Site::current()) {
+    const int lane = int(emulation::running->lane), source = lane - int(by);
+    return emulation::shuffled(mask, value, source >= lane / width * width ? source : lane, site);
+}
+
+// Clusters and distributed shared memory, by CUDA's own names for sm_90.
+
+inline unsigned __clusterRelativeBlockRank() { return emulation::running->block->rank; }
+inline unsigned __clusterSizeInBlocks() { return unsigned(emulation::running->block->cluster->blocks.size()); }
+namespace emulation {
+inline void cluster_barrier(Site site = Site::current()) { meet(running->block->cluster->barrier, 0, site); }
+
+// The address in block `rank` of what lies at `address` in this one's shared memory.
+inline void* in_block(const void* address, unsigned rank) {
+    Block& here = *running->block;
+    if (rank >= here.cluster->blocks.size()) fail("there is no such block in the cluster", *running);
+    Block& there = here.cluster->blocks[rank];
+    const auto moved = [&](const Memory& from, void* to) {
+        return static_cast<char*>(to) + (static_cast<const char*>(address) - static_cast<const char*>(from.data));
+    };
+    if (here.dynamic->holds(address)) return moved(*here.dynamic, there.dynamic->data);
+    for (const auto& [key, memory] : here.objects)
+        if (memory->holds(address)) return moved(*memory, object_of(there, key, memory->bytes));
+    fail("an address outside of the shared memory", *running);
+}
+}  // namespace emulation
+
+// Integers only: a sum of floating-point numbers would depend on the order.
+template <class T, class Change>
+T emulated_atomic(T* address, const Change& change) {
+    static_assert(std::is_integral_v<T>, "atomics are for integers");
+    const T before = *address;
+    *address = change(before);
+    return before;
+}
+template <class T>
+T atomicAdd(T* address, std::type_identity_t<T> value) {
+    return emulated_atomic(address, [=](T before) { return T(before + value); });
+}
+template <class T>
+T atomicOr(T* address, std::type_identity_t<T> value) {
+    return emulated_atomic(address, [=](T before) { return T(before | value); });
+}
+template <class T>
+T atomicMin(T* address, std::type_identity_t<T> value) {
+    return emulated_atomic(address, [=](T before) { return std::min(before, value); });
+}
+template <class T>
+T atomicMax(T* address, std::type_identity_t<T> value) {
+    return emulated_atomic(address, [=](T before) { return std::max(before, value); });
+}
+template <class T>
+T atomicExch(T* address, std::type_identity_t<T> value) {
+    return emulated_atomic(address, [=](T) { return value; });
+}
+template <class T>
+T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
+    return emulated_atomic(address, [=](T before) { return before == expected ? value : before; });
+}
+
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+inline void __threadfence_system() {}
+inline void __nanosleep(unsigned) {}
+
+template <class T>
+T __ldg(const T* address) { return *address; }
+template <class T>
+T __ldcs(const T* address) { return *address; }
+template <class T>
+T __ldcg(const T* address) { return *address; }
+template <class T>
+void __stcs(T* address, std::type_identity_t<T> value) { *address = value; }
+template <class T>
+void __stcg(T* address, std::type_identity_t<T> value) { *address = value; }
+
+template <class T>
+T min(T a, T b) { return b < a ? b : a; }
+template <class T>
+T max(T a, T b) { return a < b ? b : a; }
+inline float __expf(float x) { return expf(x); }
+inline float __logf(float x) { return logf(x); }
+inline float __log2f(float x) { return log2f(x); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __frcp_rn(float x) { return 1 / x; }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+inline double rsqrt(double x) { return 1 / ::sqrt(x); }
+inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
+inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
+inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
+inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
+inline double __longlong_as_double(long long x) { return std::bit_cast<double>(x); }
+inline long long __double_as_longlong(double x) { return std::bit_cast<long long>(x); }
+inline int __popc(unsigned x) { return std::popcount(x); }
+inline int __clz(int x) { return std::countl_zero(unsigned(x)); }
+inline int __ffs(int x) { return x ? std::countr_zero(unsigned(x)) + 1 : 0; }
+
+// The host's side: one device, which works while the call lasts.
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaFuncAttributePreferredSharedMemoryCarveout };
+enum cudaDeviceAttr {
+    cudaDevAttrMultiProcessorCount,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin,
+    cudaDevAttrComputeCapabilityMajor,
+    cudaDevAttrComputeCapabilityMinor,
+};
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
+struct cudaLaunchAttributeValue {
+    struct {
+        unsigned x, y, z;
+    } clusterDim;
+};
+struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    cudaLaunchAttributeValue val;
+};
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    size_t dynamicSmemBytes = 0;
+    cudaStream_t stream = nullptr;
+    cudaLaunchAttribute* attrs = nullptr;
+    unsigned numAttrs = 0;
+};
+
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+    return error == cudaSuccess ? "no error" : error == cudaErrorInvalidValue ? "invalid value" : "invalid configuration";
+}
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) { return device ? cudaErrorInvalidValue : cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+    *value = attribute == cudaDevAttrMultiProcessorCount            ? emulation::chip.multiprocessors
+             : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? emulation::chip.shared_memory()
+             : attribute == cudaDevAttrComputeCapabilityMajor       ? emulation::chip.major
+                                                                    : emulation::chip.minor;
+    return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+    return std::memset(to, value, bytes), cudaSuccess;
+}
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+    if (value > emulation::chip.shared_memory()) return cudaErrorInvalidValue;
+    emulation::allowed_shared[kernel] = value;
+    return cudaSuccess;
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* configuration, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+    const dim3 blocks = configuration->gridDim, threads = configuration->blockDim;
+    dim3 together;
+    for (unsigned i = 0; i < configuration->numAttrs; ++i) {
+        const auto& cluster = configuration->attrs[i].val.clusterDim;
+        together = dim3(cluster.x, cluster.y, cluster.z);
+    }
+    const auto allowed = emulation::allowed_shared.find(reinterpret_cast<const void*>(kernel));
+    const size_t most = allowed == emulation::allowed_shared.end() ? 48 * 1024 : size_t(allowed->second);
+    const unsigned in_cluster = together.x * together.y * together.z;
+    const bool clusters = in_cluster > 0 && in_cluster <= (emulation::chip.major >= 9 ? 8 : 1) &&
+                          blocks.x % together.x == 0 && blocks.y % together.y == 0 && blocks.z % together.z == 0;
+    const bool grid = blocks.x > 0 && blocks.x < 1u << 31 && blocks.y > 0 && blocks.y < 65536 && blocks.z > 0 && blocks.z < 65536;
+    const size_t count = size_t(threads.x) * threads.y * threads.z;
+    if (!clusters || !grid || !count || count > 1024 || threads.z > 64) return cudaErrorInvalidConfiguration;
+    if (configuration->dynamicSmemBytes > most) return cudaErrorInvalidValue;
+    const std::tuple<Parameters...> kept(std::forward<Arguments>(arguments)...);
+    emulation::run(blocks, threads, together, configuration->dynamicSmemBytes, [&] { std::apply(kernel, kept); });
+    return cudaSuccess;
+}

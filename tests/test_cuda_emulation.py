@@ -1,0 +1,66 @@
+"""The CUDA kernels without a GPU: as ordinary C++ under sanitizers, against the float64 reference."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import cuda_emulation
+
+OPERATORS = {
+    "proximal_gate": ("soft_threshold",),
+}
+# Forwards, backwards, and two shuffles.
+ORDERS = (0, -1, 1, 2)
+
+
+@pytest.mark.parametrize("room", OPERATORS)
+def test_tiny_cases(room: str, tmp_path: Path) -> None:
+    module = cuda_emulation.build(room, tmp_path, few_types=True)
+    records = cuda_emulation.run(module, OPERATORS[room], orders=ORDERS, dtypes=("float32", "bfloat16"))
+    assert {record["operator"] for record in records} == set(OPERATORS[room])
+    assert not cuda_emulation.failures(records)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", OPERATORS)
+def test_every_case_in_every_order(room: str, tmp_path: Path) -> None:
+    module = cuda_emulation.build(room, tmp_path)
+    for size, orders in (("tiny", ORDERS), ("full", (0,)), ("full", (-1,)), ("full", (1, 2, 3))):
+        records = cuda_emulation.run(module, OPERATORS[room], size=size, orders=orders, timeout=900)
+        assert records
+        assert not cuda_emulation.failures(records)
+
+
+# What each kernel of tests/emulation/faults.cu must be told of, in one of the orders at least.
+FAULTS = {
+    "no_barrier": "a result is",
+    "no_warp_barrier": "a result is",
+    "beyond_shared": "heap-buffer-overflow",
+    "beyond_global": "heap-buffer-overflow",
+    "unwritten": "a result is",
+    "one_lane_elsewhere": "the threads wait for one another",
+    "two_barriers": "threads wait at different barriers",
+    "lane_has_ended": "a lane of the mask has ended",
+    "copy_not_awaited": "a result is",
+    "misaligned": "misaligned address",
+    "cluster_without_barrier": "a result is",
+}
+
+
+def test_faults_are_found_and_nothing_else(tmp_path: Path) -> None:
+    program = tmp_path / "faults"
+    command = [cuda_emulation.compiler(), "-std=c++20", *cuda_emulation.SANITIZERS, f"-I{cuda_emulation.EMULATION}"]
+    command += [f"-I{cuda_emulation.ROOT / 'csrc'}", "-x", "c++", str(cuda_emulation.EMULATION / "faults.cu")]
+    subprocess.run([*command, "-o", str(program)], check=True)
+
+    def told(name: str) -> list[str]:
+        runs = [subprocess.run([program, name, str(order)], capture_output=True, text=True) for order in ORDERS]
+        return [done.stderr for done in runs if done.returncode != 0]
+
+    for name in ("right", "cluster_sum"):
+        assert not told(name)
+    for name, message in FAULTS.items():
+        assert any(message in text for text in told(name)), (name, told(name))
