@@ -23,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except ValueError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130  # what the shell reports of a program that SIGINT ended
     except BrokenPipeError:  # the reader, `head` for one, has seen enough; nor shall Python's own last flush complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # what the shell reports of a program that SIGPIPE ended

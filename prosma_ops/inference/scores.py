@@ -63,8 +63,8 @@ class ClassScores:
 def dice(prediction: np.ndarray | Tensor, truth: np.ndarray | Tensor, scheme: LabelScheme) -> np.ndarray:
     """Of each output that is evaluated, `scheme.foreground`, float64; NaN where the class is in neither.
 
-    Both as `LabelScheme.encode` has them: class numbers (*space) or (1, *space), or regions (outputs, *space). The truth
-    may hold `IGNORED`.
+    Both as `LabelScheme.encode` has them: class numbers (*space) or (1, *space), or regions (outputs, *space). The
+    truth may hold `IGNORED`.
     """
     masks = _masks(np.asarray(prediction), np.asarray(truth), scheme)
     return np.array([_overlap(predicted, actual)[0] for predicted, actual in masks])
