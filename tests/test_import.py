@@ -80,7 +80,16 @@ def test_importing_does_not_import_torch(python: Run, code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["check", "--help"], ["doctor", "--help"], ["inspect", "--help"], []]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["check", "--help"],
+        ["doctor", "--help"],
+        ["inspect", "--help"],
+        ["train", "--help"],
+        [],
+    ],
 )
 def test_help_does_not_import_torch(python: Run, arguments: list[str]) -> None:
     code = f"""

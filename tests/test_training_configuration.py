@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from prosma_ops.training import Configuration
+from prosma_ops.training.configuration import gathered
+
+
+def of(*given: Any, **more: Any) -> Configuration:
+    return Configuration.from_mapping(gathered(*given, **more))
 
 
 def test_file_then_settings_then_named(tmp_path: Path) -> None:
     file = tmp_path / "some.yaml"
     file.write_text("epochs: 7\nlearning_rate: 1e-3\nmodel_options: {preset: large, norm: group}\nseed: 3\n")
-    found = Configuration.of(
+    found = of(
         file, ["model_options.preset=small", "patch_size=[32, 48]", "augmentation.flip=0", "precision=32"], {"seed": 5}
     )
     assert (found.epochs, found.learning_rate, found.seed) == (7, 1e-3, 5)
@@ -27,7 +33,7 @@ def test_file_then_settings_then_named(tmp_path: Path) -> None:
 def test_what_is_written_is_what_was_meant(tmp_path: Path) -> None:
     configuration = Configuration(data="there", spacing=(1.0, 0.5, 2), model_options={"strides": [[1, 1], [2, 2]]})
     (tmp_path / "configuration.yaml").write_text(configuration.text())
-    assert Configuration.of(tmp_path / "configuration.yaml") == configuration
+    assert of(tmp_path / "configuration.yaml") == configuration
     assert set(yaml.safe_load(configuration.text())) == set(configuration.as_mapping())
 
 
@@ -68,18 +74,18 @@ def test_files_that_hold_none(tmp_path: Path, content: str | None, message: str)
     if content is not None:
         path.write_text(content)
     if not message:
-        assert Configuration.of(path) == Configuration()
+        assert of(path) == Configuration()
         return
     with pytest.raises(ValueError, match=message) as caught:
-        Configuration.of(path)
+        of(path)
     assert str(path) in str(caught.value)
 
 
 def test_settings_that_are_none() -> None:
     with pytest.raises(ValueError, match="--set epochs has no value; --set key=value"):
-        Configuration.of(settings=["epochs"])
+        of(settings=["epochs"])
     with pytest.raises(ValueError, match="is no YAML value"):
-        Configuration.of(settings=["epochs=[1"])
+        of(settings=["epochs=[1"])
 
 
 def test_differences_are_of_what_is_learned() -> None:

@@ -157,9 +157,7 @@ class Preparation:
             wanted = tuple(prepared.image.shape[1:])
             raise ValueError(f"scores of shape {tuple(scores.shape)} do not belong to a prepared image of {wanted}")
         source = prepared.source
-        values = _resize(
-            scores.detach().float().cpu(), _along(source.space, axes_of(source)), LINEAR[len(source.space)]
-        )
+        values = _resize(scores.detach().float().cpu(), along(source.space, axes_of(source)), LINEAR[len(source.space)])
         turned, _ = _turned(values, prepared.affine, CANONICAL, axes_of(source))
         return turned.contiguous()
 
@@ -182,7 +180,7 @@ class Preparation:
         return stacked + tuple(max(1, round(size * now / wanted)) for size, now, wanted in sizes)
 
     def _resized(self, values: Tensor, source: Array, mode: str) -> Tensor:
-        spacing = None if source.spacing is None else _along(source.spacing, axes_of(source))
+        spacing = None if source.spacing is None else along(source.spacing, axes_of(source))
         return _resize(values, self.shape(values.shape[1:], spacing), mode, blur=mode in LINEAR.values())
 
     def as_json(self) -> dict[str, Any]:
@@ -224,7 +222,7 @@ def _turned(values: Tensor, affine: Tensor, before: str, after: str) -> tuple[Te
     return plain(turned), plain(turned.affine)
 
 
-def _along(numbers: Sequence[Number], axes: str) -> tuple[Number, ...]:
+def along(numbers: Sequence[Number], axes: str) -> tuple[Number, ...]:
     """Numbers of the axes of a source in the order of the canonical ones."""
     if not axes:
         return tuple(numbers)
@@ -240,7 +238,7 @@ def _resize(values: Tensor, size: tuple[int, ...], mode: str, blur: bool = False
 
 def _spacing(found: Sequence[Finding]) -> tuple[float, ...] | None:
     """The median along canonical axes; None if no file tells a spacing."""
-    known = [_along(finding.spacing, finding.orientation) for finding in found if finding.spacing is not None]
+    known = [along(finding.spacing, finding.orientation) for finding in found if finding.spacing is not None]
     return tuple(float(size) for size in np.median(known, axis=0)) if known else None
 
 

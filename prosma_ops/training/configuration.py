@@ -20,8 +20,9 @@ from ..data import Augmentation, BadFileError
 
 LOSSES = ("dice_ce", "deep_supervision", "mutation", "lomix")
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
-# They change how fast a run is, or what is shown of it, but not what it learns: a resumed run may have others.
-WITHOUT_EFFECT = ("workers", "cache_gigabytes", "log_every", "tensorboard")
+# They change how fast a run is, what is shown of it, or where its images are, but not what it learns: a resumed run may
+# have others.
+WITHOUT_EFFECT = ("data", "workers", "cache_gigabytes", "log_every", "tensorboard")
 
 
 def key(default: Any, says: str, *, choices: Sequence[str] = (), low: float = -math.inf, high: float = math.inf) -> Any:
@@ -86,25 +87,6 @@ class Configuration:
             raise ValueError(f"ema is {self.ema}; it must be below 1, such as 0.999")
 
     @classmethod
-    def of(
-        cls, file: Path | None = None, settings: Iterable[str] = (), named: Mapping[str, Any] | None = None
-    ) -> Configuration:
-        """From a YAML file, then settings `key=value`, then named values that are not None; raises ValueError."""
-        given = {} if file is None else read(file)
-        for setting in settings:
-            name, equals, text = setting.partition("=")
-            if not equals:
-                raise ValueError(f"--set {setting} has no value; --set key=value is needed")
-            place, *inner = name.strip().split(".")
-            target = given
-            if inner:
-                target[place] = dict(target.get(place) or {})
-                target, place = target[place], ".".join(inner)
-            target[place] = _parsed(f"--set {setting}", text)
-        given.update({name: value for name, value in (named or {}).items() if value is not None})
-        return cls.from_mapping(given)
-
-    @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> Configuration:
         _know(given, [entry.name for entry in fields(cls)], "the configuration")
         return cls(**given)
@@ -130,6 +112,25 @@ class Configuration:
         """The keys whose values differ, but for those without effect on what is learned."""
         mine, theirs = self.as_mapping(), other.as_mapping()
         return [name for name in mine if mine[name] != theirs[name] and name not in WITHOUT_EFFECT]
+
+
+def gathered(
+    file: Path | None = None, settings: Iterable[str] = (), named: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Keys from a YAML file, then settings `key=value`, then named values that are not None; raises ValueError."""
+    given = {} if file is None else read(file)
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set {setting} has no value; --set key=value is needed")
+        place, *inner = name.strip().split(".")
+        target = given
+        if inner:
+            target[place] = dict(target.get(place) or {})
+            target, place = target[place], ".".join(inner)
+        target[place] = _parsed(f"--set {setting}", text)
+    given.update({name: value for name, value in (named or {}).items() if value is not None})
+    return given
 
 
 def read(path: Path) -> dict[str, Any]:

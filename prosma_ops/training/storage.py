@@ -30,8 +30,11 @@ def write(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any] |
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(dict(values or {}), allow_nan=True)
     with replacing(path) as aside:
+        aside.touch()
+        mode = aside.stat().st_mode  # as this process makes files; safetensors makes them for their owner alone
         try:
             save_file(stored, aside, {VALUES: text, DIGEST: _digest(stored, text)})
+            aside.chmod(mode)
         except SafetensorError as error:
             raise OSError(str(error)) from error
 
