@@ -21,6 +21,9 @@ INSTALLED := $(VENV)/.installed-$(shell printf %s '$(TORCH)' | tr -c 'a-zA-Z0-9.
 # the last option a run whose process crashed would wait for it for ever.
 SIDE_BY_SIDE := --numprocesses auto --dist loadfile --max-worker-restart 0
 
+# What `make demo` writes.
+DEMO := build/demo
+
 .PHONY: help install demo test test-slow bench tables check lint format gpu clean
 .DEFAULT_GOAL := help
 
@@ -38,9 +41,11 @@ $(INSTALLED): pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 	rm -f $(VENV)/.installed-*
 	touch $@
 
-demo: $(INSTALLED) ## every implementation against float64, then a short benchmark
-	$(VENV)/bin/prosma-ops check
-	$(RUN) -m benchmarks --short
+demo: $(INSTALLED) ## every implementation against float64, a short benchmark, two trainings, and build/demo/report.html
+	mkdir -p $(DEMO)
+	$(VENV)/bin/prosma-ops check --json $(DEMO)/parity.json
+	$(RUN) -m benchmarks --short --output $(DEMO)/speeds
+	$(VENV)/bin/prosma-ops demo --out $(DEMO) --parity $(DEMO)/parity.json --speeds $(DEMO)/speeds/*.json
 
 test: $(INSTALLED) ## the tests, without the slow ones
 	$(RUN) -m pytest $(SIDE_BY_SIDE) -m "not slow"

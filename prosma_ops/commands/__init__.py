@@ -3,6 +3,6 @@
 A module imports what is heavy when it runs, so that `prosma-ops --help` answers at once.
 """
 
-from . import check, doctor, evaluate, inspect, predict, train
+from . import check, demo, doctor, evaluate, inspect, predict, train
 
-COMMANDS = (check, doctor, inspect, train, evaluate, predict)
+COMMANDS = (check, doctor, inspect, train, evaluate, predict, demo)

@@ -1,0 +1,87 @@
+"""The tables of parity and of speed, from the JSON that `prosma-ops check --json` and `python -m benchmarks` write."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data import BadFileError
+from . import page
+
+OURS = "ours"
+
+
+def read(path: Path, key: str) -> dict[str, Any]:
+    """Raises `BadFileError` for a file that has no list under `key`."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadFileError(path, f"is no JSON ({getattr(error, 'strerror', None) or error})") from None
+    if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        raise BadFileError(path, f"has no {key}; a JSON of prosma-ops check or of python -m benchmarks is needed")
+    return content
+
+
+def parity(content: Mapping[str, Any]) -> str:
+    """A line for each operator and implementation: its worst error as a share of what the rule allows."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for record in content["records"]:
+        groups.setdefault((record["operator"], record["implementation"]), []).append(record)
+    rows = []
+    for (operator, implementation), records in groups.items():
+        dtypes = ", ".join(dict.fromkeys(record["dtype"] for record in records))
+        worst = max(_ratio(record) for record in records)
+        shown = f"{worst:.2f}" if math.isfinite(worst) else "no bound"
+        good = all(record["ok"] for record in records)
+        rows.append((operator, implementation, dtypes, f"{len(records):,}", shown, "pass" if good else "FAIL"))
+    head = ("operator", "implementation", "dtypes", "tensors", "worst error / bound", "")
+    return page.table(head, rows, numbers=(3, 4))
+
+
+def _ratio(record: Mapping[str, Any]) -> float:
+    """Error and bound are None where they are infinite; no error at all is 0, whatever the bound."""
+    error, bound = (math.inf if record[name] is None else record[name] for name in ("error", "bound"))
+    if error == 0:
+        return 0.0
+    return error / bound if bound and math.isfinite(error) else math.inf
+
+
+def speeds(contents: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each work: our time, and how many times that eager PyTorch and the best of the others take."""
+    records = [record for content in contents for record in content["records"]]
+    rows = [(record.get("operator") or record.get("network", ""), *_speed(record)) for record in records]
+    head = ("operator", "work", "time", "eager PyTorch", "best of the others")
+    return page.table(head, rows, numbers=(2, 3))
+
+
+def _speed(record: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    entries = record["contestants"]
+    title = f"{record['work']}, {record['dtype']}"
+    times = {name: entry["median"] for name, entry in entries.items() if entry.get("median")}
+    base = times.get(OURS)
+    if entries[OURS].get("wrong") or base is None:
+        return title, "WRONG", "", ""
+    others = [name for name in times if name != OURS and entries[name].get("rival", True)]
+    best = min(others, key=times.__getitem__, default=None)
+    eager = f"{times['eager'] / base:.1f}x" if "eager" in times else ""
+    return title, duration(base), eager, f"{times[best] / base:.1f}x ({best})" if best else ""
+
+
+def duration(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def machines(contents: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the speeds were measured on."""
+    found = []
+    for content in contents:
+        machine = content.get("machine") or {}
+        versions = machine.get("versions") or {}
+        found.append(f"{machine.get('device', 'unknown')}, torch {versions.get('torch', 'unknown')}")
+    return list(dict.fromkeys(found))
