@@ -42,15 +42,19 @@ public:
     // Blocks come in turns, one turn for every update: the first writes, the others add.
     void next_turn() { ++turn_; }
 
+    T* direct_row(int64_t i) const { return turn_ > 1 || scores_.columns.numbers ? nullptr : row_of(i); }
+
     void deliver(int64_t, int64_t first, int64_t count, const Desk<T>& desk) const {
         const Chosen& columns = scores_.columns;
         for (int64_t i = 0; i < count; ++i) {
             const T* from = desk.slope + i * scores_.length;
-            T* to = out_ + scores_.rows[first + i] * a_.columns;
-            for (int64_t j = 0; j < columns.count; ++j) {
-                T& place = to[columns[j]];
-                place = turn_ > 1 ? place + from[j] : from[j];
-            }
+            T* to = row_of(first + i);
+            if (columns.numbers)
+                for (int64_t j = 0; j < columns.count; ++j) to[columns[j]] = (turn_ > 1 ? to[columns[j]] : T(0)) + from[j];
+            else if (turn_ > 1)
+                for (int64_t j = 0; j < columns.count; ++j) to[j] += from[j];
+            else
+                memcpy(to, from, sizeof(T) * size_t(columns.count));
         }
     }
 
@@ -60,6 +64,8 @@ private:
     double unit_;
     const GradientMemory<T>& m_;
     Scores<T> incoming_;
+    T* row_of(int64_t i) const { return out_ + scores_.rows[i] * a_.columns; }
+
     T* out_;
     int turn_ = 0;
 };
@@ -117,6 +123,8 @@ public:
     }
 
     void next_turn() const {}
+
+    T* direct_row(int64_t) const { return nullptr; }
 
     void deliver(int64_t chunk, int64_t first, int64_t count, const Desk<T>& desk) const { gradients_.add(chunk, first, count, desk); }
 

@@ -56,9 +56,12 @@ public:
         Solver<T, Loop> solver(cut_, problem, m_.solver, supports.shift, loop);
         const double log_unit = ::log(problem.unit);
         const int64_t count = solver.solve(a_.iterations, a_.tolerance, [&](int64_t done) {
-            if (a_.keep > 1) write_history(solver, problem, supports, done - 1);
+            if (a_.keep == 1) return;
+            solver.near_column_potentials(m_.solver.potential);
+            write_history(problem, supports, done - 1);
         });
-        if (a_.keep == 1) write_history(solver, problem, supports, 0);
+        solver.column_potentials(m_.solver.potential);
+        write_history(problem, supports, a_.keep > 1 ? count - 1 : 0);
         finish(solver, problem, count, log_unit);
         if (a_.plan) write_plan(solver, problem);
         if (a_.aligned) write_aligned(solver, problem);
@@ -75,14 +78,17 @@ private:
         if (a_.aligned) memset(static_cast<T*>(a_.aligned) + item_ * columns * a_.depth, 0, sizeof(T) * size_t(columns * a_.depth));
     }
 
-    // The column potentials as they are now.
-    template <class Solver>
-    void write_history(const Solver& solver, const Problem<T>& problem, const Supports<T>& supports, int64_t step) {
-        double* g = m_.solver.potential;
-        solver.column_potentials(g);
+    // The column potentials in memory.potential.
+    void write_history(const Problem<T>& problem, const Supports<T>& supports, int64_t step) {
+        const double* g = m_.solver.potential;
         double* to = a_.history + (item_ * a_.keep + step) * a_.columns;
-        if (problem.scores.columns.numbers) fill<double>(to, a_.columns, 0.0);
-        for (int64_t j = 0; j < problem.columns; ++j) to[problem.scores.columns[j]] = a_.epsilon * (g[j] - supports.shift[j]);
+        const int32_t* numbers = problem.scores.columns.numbers;
+        if (!numbers) {
+            for (int64_t j = 0; j < problem.columns; ++j) to[j] = a_.epsilon * (g[j] - supports.shift[j]);
+            return;
+        }
+        fill<double>(to, a_.columns, 0.0);
+        for (int64_t j = 0; j < problem.columns; ++j) to[numbers[j]] = a_.epsilon * (g[j] - supports.shift[j]);
     }
 
     // The rest of the history, and the potentials.

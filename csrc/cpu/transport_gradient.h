@@ -73,8 +73,14 @@ protected:
 
     // g_t over epsilon, as K counts it; g_0 is what a potential of 0 is.
     void take_potentials(int64_t t, double* to) const {
-        for (int64_t j = 0; j < columns_; ++j)
-            to[j] = shift_[j] + (t > 0 ? history_[(t - 1) * cut_.columns + scores_.columns[j]] / epsilon_ : 0.0);
+        memcpy(to, shift_, sizeof(double) * size_t(columns_));
+        if (t == 0) return;
+        const double* from = history_ + (t - 1) * cut_.columns;
+        const int32_t* numbers = scores_.columns.numbers;
+        if (numbers)
+            for (int64_t j = 0; j < columns_; ++j) to[j] += from[numbers[j]] / epsilon_;
+        else
+            for (int64_t j = 0; j < columns_; ++j) to[j] += from[j] / epsilon_;
     }
 
     // K from the potentials in `earlier`; it is made when it is first needed.
@@ -138,6 +144,7 @@ protected:
 //     ScoreRows rows(first, count, desk)                 slope_ij, so that G_ij = u_i K_ij slope_v_j slope_ij
 //     void move(first, count, kernel, u, desk)           what else T itself brings, once
 //     void next_turn()                                   all blocks of dS follow, once more
+//     T* direct_row(i)                                   where row i of dS is written at once in this turn; null: by `deliver`
 //     void deliver(chunk, first, count, desk)            takes the block of dS in desk.slope
 
 }  // namespace prosma::PROSMA_LEVEL

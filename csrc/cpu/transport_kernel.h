@@ -369,30 +369,83 @@ void exact_difference_row(const T* kernel, const T* v, const T* slope, double fa
     }
 }
 
-// to_i = base_i + log(above_i / below_i)
+// to_i = base_i + log(above_i / below_i) + constant
 template <class T>
-void add_logarithms(const double* base, const double* above, const T* below, int64_t count, double* to) {
+void add_logarithms(const double* base, const double* above, const T* below, double constant, int64_t count, double* to) {
     for (int64_t i = 0; i < count; i += LANES<double>) {
         const int live = count - i < LANES<double> ? int(count - i) : LANES<double>;
         double ratio[LANES<double>];
         for (int lane = 0; lane < LANES<double>; ++lane) ratio[lane] = lane < live ? above[i + lane] / double(below[i + lane]) : 1.0;
         store<double>(ratio, logarithm_of_normal(load<double>(ratio)));
-        for (int lane = 0; lane < live; ++lane) to[i + lane] = base[i + lane] + ratio[lane];
+        for (int lane = 0; lane < live; ++lane) to[i + lane] = base[i + lane] + (ratio[lane] + constant);
     }
 }
+
+template <class T>
+PROSMA_INLINE bool all_lanes(Mask<T> mask) {
+    bool all = true;
+    for (int lane = 0; lane < LANES<T>; ++lane) all = all && mask[lane];
+    return all;
+}
+
+// to_i = base_i + log(scaling_i) + constant. False, and then `to` is worth nothing, if a scaling is too small for a float's
+// logarithm. The powers of two are counted in double, so that it is off by 3e-8, as the scalings themselves are; it divides
+// by nothing, where `add_logarithms` divides twice and took a tenth of the forward's time.
+inline bool add_logarithms_of_scalings(const double* base, const float* scalings, double constant, int64_t count, double* to) {
+    const Vector<float> root_half = broadcast<float>(0.70710678f);
+    Mask<float> within = ~Mask<float>{};
+    int64_t i = 0;
+    for (; i + LANES<float> <= count; i += LANES<float>) {
+        const Vector<float> scaling = load<float>(scalings + i);
+        within &= scaling >= 1.2e-38f;
+        const Mask<float> exponent = (bits_of<Mask<float>>(scaling) - bits_of<Mask<float>>(root_half)) >> 23;
+        float twos[LANES<float>], rest[LANES<float>];
+        store<float>(twos, __builtin_convertvector(exponent, Vector<float>));
+        store<float>(rest, logarithm(bits_of<Vector<float>>(bits_of<Mask<float>>(scaling) - (exponent << 23))));
+        for (int part = 0; part < PARTS<float>; ++part) {
+            const int at = part * LANES<double>;
+            const Vector<double> logarithm = load_double(twos + at) * 0.69314718055994531 + (load_double(rest + at) + constant);
+            store<double>(to + i + at, load<double>(base + i + at) + logarithm);
+        }
+    }
+    for (; i < count; ++i) {
+        if (!(scalings[i] >= 1.2e-38f)) return false;
+        to[i] = base[i] + (::log(double(scalings[i])) + constant);
+    }
+    return all_lanes<float>(within);
+}
+inline bool add_logarithms_of_scalings(const double*, const double*, double, int64_t, double*) { return false; }
 
 // to_i = exp(exponent_i - base_i)
 template <class To>
 void exponentiate_difference(const double* exponents, const double* base, int64_t count, To* to) {
-    double x[LANES<double>];
     int64_t i = 0;
-    for (; i + LANES<double> <= count; i += LANES<double>) {
-        store<double>(x, exponential_or_zero(load<double>(exponents + i) - load<double>(base + i)));
-        for (int lane = 0; lane < LANES<double>; ++lane) to[i + lane] = To(x[lane]);
+    for (; i + LANES<To> <= count; i += LANES<To>) {
+        Vector<double> parts[PARTS<To>];
+        for (int part = 0; part < PARTS<To>; ++part) {
+            const int64_t at = i + part * LANES<double>;
+            parts[part] = exponential_or_zero(load<double>(exponents + at) - load<double>(base + at));
+        }
+        store<To>(to + i, narrow(parts));
     }
-    for (int lane = 0; lane < LANES<double>; ++lane) x[lane] = i + lane < count ? exponents[i + lane] - base[i + lane] : 0.0;
-    store<double>(x, exponential_or_zero(load<double>(x)));
-    for (int lane = 0; i + lane < count; ++lane) to[i + lane] = To(x[lane]);
+    for (; i < count; i += LANES<double>) {
+        const int live = count - i < LANES<double> ? int(count - i) : LANES<double>;
+        double x[LANES<double>];
+        for (int lane = 0; lane < LANES<double>; ++lane) x[lane] = lane < live ? exponents[i + lane] - base[i + lane] : 0.0;
+        store<double>(x, exponential_or_zero(load<double>(x)));
+        for (int lane = 0; lane < live; ++lane) to[i + lane] = To(x[lane]);
+    }
+}
+
+// sum_i x_i y_i
+template <class S>
+double exact_product(const double* x, const S* y, int64_t count) {
+    Vector<double> sums{};
+    int64_t i = 0;
+    for (; i + LANES<double> <= count; i += LANES<double>) sums += load<double>(x + i) * load_double(y + i);
+    double sum = sum_of_lanes<double>(sums);
+    for (; i < count; ++i) sum += x[i] * double(y[i]);
+    return sum;
 }
 
 }  // namespace prosma::PROSMA_LEVEL

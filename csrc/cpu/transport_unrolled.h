@@ -29,7 +29,13 @@ class UnrolledGradient : KernelSweeps<T, Loop> {
 public:
     UnrolledGradient(const Cut<T>& cut, const Problem<T>& problem, const GradientMemory<T>& memory, const double* shift,
                      double epsilon, const double* history, const Loop& loop, Slope& slope)
-        : KernelSweeps<T, Loop>(cut, problem, memory, shift, epsilon, history, loop), slope_(slope) {}
+        : KernelSweeps<T, Loop>(cut, problem, memory, shift, epsilon, history, loop), slope_(slope) {
+        const double heavy = ::exp(REACH<T> - REACH_OVER_MASS<T>);
+        for (int64_t j = 0; j < columns_; ++j) {
+            all_heavy_ = all_heavy_ && s_.column_mass[j] >= heavy;
+            m_.weights[j] = 1 / s_.column_mass[j];
+        }
+    }
 
     // From phi and gamma, in memory, of the last iteration.
     void unroll(int64_t count) {
@@ -80,14 +86,20 @@ private:
     }
 
     bool within_reach(const double* base) const {
-        bool within = true;
-        for (int64_t j = 0; j < columns_; ++j) {
-            const double before = m_.earlier[j] - base[j], after = m_.later[j] - base[j];
-            within = within & (::fabs(before) <= REACH<T>) & (::fabs(after) <= REACH<T>);
+        const Vector<double> reach = broadcast<double>(REACH<T>);
+        Mask<double> within = ~Mask<double>{};
+        for (int64_t j = 0; j < length_; j += LANES<double>) {
+            const Vector<double> from = load<double>(base + j);
+            within &= absolute<double>(load<double>(m_.earlier + j) - from) <= reach;
+            within &= absolute<double>(load<double>(m_.later + j) - from) <= reach;
         }
-        const double heavy = ::exp(REACH<T> - REACH_OVER_MASS<T>);
+        return all_lanes<double>(within) && (all_heavy_ || within_reach_over_mass(base));
+    }
+
+    bool within_reach_over_mass(const double* base) const {
+        bool within = true;
         for (int64_t j = 0; j < columns_ && within; ++j)
-            within = s_.column_mass[j] >= heavy || m_.later[j] - base[j] - ::log(s_.column_mass[j]) <= REACH_OVER_MASS<T>;
+            within = m_.later[j] - base[j] - ::log(s_.column_mass[j]) <= REACH_OVER_MASS<T>;
         return within;
     }
 
@@ -146,7 +158,7 @@ private:
             find_column_sums(v, u);
             for (int64_t j = 0; j < columns_; ++j) w[j] = T(m_.gamma[j] / s_.column_sums[j]);
         } else {
-            for (int64_t j = 0; j < columns_; ++j) w[j] = T(m_.gamma[j] * double(w[j]) / s_.column_mass[j]);
+            for (int64_t j = 0; j < columns_; ++j) w[j] = T(m_.gamma[j] * double(w[j]) * m_.weights[j]);
         }
         for_each_kernel([&](int64_t, int64_t first, int64_t count, const T* kernel, const Desk<T>& desk) {
             sweep_block_backward<T>(kernel, count, length_, s_.row_mass + first, incoming ? incoming + first : nullptr, v, w,
@@ -155,7 +167,20 @@ private:
         for (int64_t j = 0; j < columns_; ++j) m_.gamma[j] = -double(v[j]) * s_.column_sums[j];
     }
 
-    // dS = [G] - K * (row vectors^T column vectors)
+    // to_j = K_j * (u slope_v_j slope_j - vectors_j) for one row, in whole vectors unless `only_columns`.
+    PROSMA_INLINE void update_row(const T* kernel, const T* vectors, const T* slope, T u, T* to, bool only_columns) const {
+        for (int64_t j = 0; j < length_; j += LANES<T>) {
+            Vector<T> value = -load<T>(vectors + j);
+            if (slope) value += u * load<T>(m_.slope_v + j) * load<T>(slope + j);
+            value *= load<T>(kernel + j);
+            if (only_columns && columns_ - j < LANES<T>)
+                store_first<T>(to + j, value, int(columns_ - j));
+            else
+                store<T>(to + j, value);
+        }
+    }
+
+    // dS = [G] - K * (row vectors^T column vectors). Rows of dS are written where they belong, as far as that is in one piece.
     void update(int64_t depth, bool with_slope) {
         slope_.next_turn();
         pack<TILE_COLUMNS<T>, T>(m_.column_vectors, length_, depth, 1, length_, nullptr, m_.column_panels);
@@ -165,15 +190,13 @@ private:
             multiply<false, T>(desk.panels, m_.column_panels, count, length_, depth, desk.scores, length_);
             for (int64_t i = 0; i < count; ++i) {
                 const T *row = kernel + i * length_, *vectors = desk.scores + i * length_;
-                T* to = desk.slope + i * length_;
-                const T u = s_.u[first + i];
-                for (int64_t j = 0; j < length_; j += LANES<T>) {
-                    Vector<T> value = -load<T>(vectors + j);
-                    if (with_slope) value += u * load<T>(m_.slope_v + j) * load<T>(slope[i] + j);
-                    store<T>(to + j, load<T>(row + j) * value);
-                }
+                T* direct = slope_.direct_row(first + i);
+                if (with_slope)
+                    update_row(row, vectors, slope[i], s_.u[first + i], direct ? direct : desk.slope + i * length_, direct);
+                else
+                    update_row(row, vectors, nullptr, T(0), direct ? direct : desk.slope + i * length_, direct);
             }
-            slope_.deliver(chunk, first, count, desk);
+            if (!slope_.direct_row(first)) slope_.deliver(chunk, first, count, desk);
         }, nullptr);
     }
 
@@ -188,7 +211,7 @@ private:
                 const ScoreRows<T> rows = score_rows(scores_, first, count, desk);
                 make_kernel(scores_, rows, count, Order::column_first, true, s_.f + first, s_.g, desk.kernel);
                 dot_block<T>(desk.kernel, count, length_, s_.v, s_.row_sums + first);
-                add_logarithms(s_.f + first, s_.row_mass + first, s_.row_sums + first, count, m_.row_now + first);
+                add_logarithms(s_.f + first, s_.row_mass + first, s_.row_sums + first, 0, count, m_.row_now + first);
                 for (int64_t i = 0; i < count; ++i) raise_column_maxima(rows[i], scores_.scale, m_.row_now[first + i], length_, largest);
             });
         });
@@ -246,6 +269,7 @@ private:
     }
 
     Slope& slope_;
+    bool all_heavy_ = true;  // no mass is so small that it narrows the reach
 };
 
 }  // namespace prosma::PROSMA_LEVEL

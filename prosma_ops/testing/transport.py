@@ -65,15 +65,7 @@ SPECIAL = (
     Shape("tolerance", (5, 7, 6), iterations=16, stops=True, heads=2),
     Shape("tolerance, ragged, masses", (4, 9, 6), iterations=20, stops=True, mask="ragged", masses="item"),
     Shape("implicit", (2, 7, 5), **IMPLICIT),
-    # 30 iterations: after 40 rounding has added up in float64 to 5e-15, in the reference as much as in the kernels.
-    Shape(
-        "implicit, ragged, zero masses",
-        (3, 8, 9),
-        **IMPLICIT | {"iterations": 30},
-        mask="ragged",
-        masses="zeros",
-        heads=2,
-    ),
+    Shape("implicit, ragged, zero masses", (3, 8, 9), **IMPLICIT, mask="ragged", masses="zeros", heads=2),
     Shape("implicit, tall", (1, 37, 4), **IMPLICIT, heads=1),
     Shape("one row", (2, 1, 9)),
     Shape("one column", (2, 9, 1), side="rows"),
@@ -95,9 +87,7 @@ TINY = (
     Shape("plain", (2, 3, 4), features=3, iterations=2),
     Shape("Euclidean, heads, ragged, rows", (2, 4, 3), 2, 2, iterations=2, mask="ragged", side="rows", **EUCLIDEAN),
     Shape("tolerance, zero masses", (3, 4, 5), features=2, iterations=9, masses="zeros", stops=True),
-    # 10 iterations: the CPU's float32 potentials move by a constant of about 1e-7 in each, row and column against each
-    # other, which the plan does not show.
-    Shape("implicit", (1, 3, 3), features=2, **IMPLICIT | {"iterations": 10}),
+    Shape("implicit", (1, 3, 3), features=2, **IMPLICIT),
     Shape("one iteration, shared masses", (1, 3, 2), features=2, iterations=1, masses="shared"),
     Shape("float32 reference", (1, 3, 2), features=2, iterations=2, parameters=torch.float32),
 )
