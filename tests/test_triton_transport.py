@@ -192,3 +192,30 @@ def test_an_item_is_what_it_is_alone(python: Run) -> None:
     for way in ("one launch", "halves"):
         done = python(SETTING % (WAYS[way],) + code, TRITON_INTERPRET="1")
         assert done.stdout == "done\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("way", ["one launch", pytest.param("halves", marks=pytest.mark.slow)])
+def test_parts_that_are_hardly_connected(python: Run, way: str) -> None:
+    """What moves potentials between them passes through the little that they share, or has no gradient."""
+    code = """
+    import math
+
+    # dtype, the share of the mass that moves between the parts, the error allowed
+    for dtype, share, allowed in ((torch.float32, 1e-6, 3e-7), (torch.float64, 1e-12, 3e-5)):
+        scores = torch.full((1, 4, 4), math.log(share), dtype=torch.float64)
+        scores[:, :2, :2] = torch.tensor([[0.3, -0.2], [0.1, 0.4]], dtype=torch.float64)
+        scores[:, 2:, 2:] = torch.tensor([[-0.3, 0.2], [0.2, 0.5]], dtype=torch.float64)
+        scores, mass = scores.to(dtype), torch.full((1, 4), 0.25, dtype=torch.float64)
+        found = reference.plan_forward(scores.double(), mass, mass, 1.0, 50, 0.0, 1, False)
+        of_rows = torch.tensor([[1.0, 0.5, -0.25, 0.0]], dtype=torch.float64)
+        of_columns = torch.tensor([[0.0, 0.25, 0.5, 0.5]], dtype=torch.float64)
+        saved = (mass, mass, found[3], found[4], 1.0, False)
+        slope = kernels.plan_backward(None, of_rows.to(dtype), of_columns.to(dtype), scores, *saved).double()
+        exact = reference.plan_backward(None, of_rows, of_columns, scores.double(), *saved)
+        assert (slope - exact).abs().max() < allowed, (dtype, share, slope - exact)
+        through = float(slope[0, :2, 2:].sum() - slope[0, 2:, :2].sum())
+        assert abs(through - (-1.25 if share > 1e-9 else 0.0)) < 1e-4, (dtype, share, through)
+    print("done")
+    """
+    done = python(SETTING % (WAYS[way],) + code, TRITON_INTERPRET="1")
+    assert done.stdout == "done\n", done.stdout + done.stderr

@@ -139,7 +139,8 @@ def slope_sums(slope: Slope, rows: bool) -> Tensor:
     """The gradient of the potentials of one side, through the plan."""
     side, tile = slope.side(rows)
     tensors, strides = slope.arguments(rows)
-    sums = slope.problem.new(side.batch, side.heads, side.own_size, dtype=slope.problem.dtype)
+    dtype = torch.float64 if slope.kind == "implicit" else slope.problem.dtype
+    sums = slope.problem.new(side.batch, side.heads, side.own_size, dtype=dtype)
     tiles = -(-side.own_size // tile.own)
     launch(
         slope_sums_kernel,
@@ -259,7 +260,7 @@ def _solve(problem: Problem, by_row: Tensor, by_column: Tensor, phi: Tensor, gam
     batch, heads, n, p = problem.shape
     most_steps = min(2 * min(n, p) + 20, MOST_STEPS)
     # Of the residual, in the norm that the scaling gives, relative to the first one.
-    enough = 1e-13 if problem.dtype is torch.float64 else 1e-8
+    enough = 1e-15 if problem.dtype is torch.float64 else 1e-10
     if problem.is_whole:
         side = problem.side(rows=True)
         tile = whole_tile(side, WHOLE_NUMBERS_EXACT)
@@ -301,11 +302,14 @@ def _solve(problem: Problem, by_row: Tensor, by_column: Tensor, phi: Tensor, gam
     residual = torch.where(diagonal > 0, gamma - product(False, moved, None) + surplus * diagonal, 0.0)
     beta, direction = torch.zeros_like(residual), torch.zeros_like(residual)
     norm = problem.new(batch, heads, 2)
-    vectors = (beta, residual, direction, norm, done)
+    left_out = torch.zeros(batch, heads, 1, dtype=torch.float64, device=done.device)
+    vectors = (beta, residual, direction, norm, left_out, done)
     swept = residual
+    missing, weights = torch.zeros_like(moved, dtype=torch.float64), None
     for step in range(most_steps + 1):
         if step > 0:
-            swept = product(False, product(True, direction, row_sums), None)
+            weights = product(True, direction, row_sums)
+            swept = product(False, weights, None)
         launch(
             conjugate_kernel,
             batch * heads,
@@ -319,9 +323,12 @@ def _solve(problem: Problem, by_row: Tensor, by_column: Tensor, phi: Tensor, gam
             ENOUGH=enough,
             num_warps=WARPS,
         )
+        if weights is not None and n <= p:
+            missing.addcmul_(left_out, weights)
     done.zero_()
     alpha = torch.where(row_sums > 0, phi / row_sums, 0.0) - product(True, beta, row_sums)
-    return alpha if n > p else alpha - surplus, beta
+    # What has no solution is taken from the shorter side, as in the reference.
+    return alpha if n > p else alpha - surplus + missing, beta
 
 
 def _plan_product(

@@ -231,9 +231,10 @@ def _slope(
         if ptr_own_taken is not None:
             offs_own = first_own + tl.arange(0, TILE.own)
             offs_other = first_other + tl.arange(0, TILE.other)
-            alpha = tl.load(ptr_own_taken + item * sizes[0] + offs_own, mask=own, other=0.0).to(COMPUTE)
-            beta = tl.load(ptr_other_taken + item * sizes[1] + offs_other, mask=other, other=0.0).to(COMPUTE)
-            slope -= plan * (alpha[:, None] + beta[None, :])
+            alpha = tl.load(ptr_own_taken + item * sizes[0] + offs_own, mask=own, other=0.0)
+            beta = tl.load(ptr_other_taken + item * sizes[1] + offs_other, mask=other, other=0.0)
+            # Between parts of the plan that share little both are large, and nearly opposite.
+            slope = (slope.to(tl.float64) - plan.to(tl.float64) * (alpha[:, None] + beta[None, :])).to(COMPUTE)
         if ptr_phi is not None:
             rows = sizes[0] if OWN_ROWS else sizes[1]
             columns = sizes[1] if OWN_ROWS else sizes[0]
@@ -299,7 +300,10 @@ def slope_sums_kernel(
     batch, head, tile = place(tiles, sizes[4])
     first_own = tile * TILE.own
     epsilon = from_bits(epsilon_bits)
-    sums = tl.zeros((TILE.own,), COMPUTE)
+    # What a linear system is solved for has to be as exact as the system: a float's rounding would be divided by its
+    # least eigenvalue.
+    EXACT: tl.constexpr = tl.float64 if KIND == "implicit" else COMPUTE
+    sums = tl.zeros((TILE.own,), EXACT)
     first = 0
     while first < sizes[1]:
         _, slope = _slope(
@@ -338,7 +342,7 @@ def slope_sums_kernel(
             OWN_ROWS,
             True,
         )
-        sums += tl.sum(slope, axis=1)
+        sums += tl.sum(slope.to(EXACT), axis=1)
         first += TILE.other
     offs = first_own + tl.arange(0, TILE.own)
     ptr_sums += tl.cast(batch * sizes[4] + head, tl.int64) * sizes[0]

@@ -9,8 +9,8 @@ entries are made again from the scores: the row sums of T p, divided by T 1, wei
 C is the Laplacian of a graph, so relative errors of its weights only cause relative errors of the same size, however
 near to singular it is; but only if its sums are exact. So entries are float32 (float64 for float64 input), and sums
 over them, and all vectors, are float64. C knows no constant: what phi and gamma differ by in sum is taken from the
-shorter side, as in the reference. Directions without curvature, which move mass between parts of the plan that are not
-connected, are where the iteration stops.
+shorter side, as in the reference. A direction without curvature moves potentials between parts of the plan that share
+so little mass that it has no gradient: it is left out of the right side, and all begins again with what remains.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import triton.language as tl
 
 from .transport_tiles import from_bits, masses, matrix_tile, place, potentials, score_tile, shares
 
-# Curvature over that of the diagonal: below it there are only rounding errors of the sums.
-NO_CURVATURE = tl.constexpr(1e-13)
+# Curvature over that of the diagonal, as NO_DIRECTION of the reference.
+NO_CURVATURE = tl.constexpr(1e-9)
 
 
 @triton.jit
@@ -49,6 +49,51 @@ def _plan_rows(
 
 
 @triton.jit
+def _leave_out(
+    ptr_scores,
+    ptr_row_mass,
+    ptr_row,
+    ptr_sums,
+    ptr_alpha,
+    strides_scores,
+    batch,
+    head,
+    rows,
+    potential,
+    column,
+    direction,
+    scale,
+    TILE: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """alpha += T direction / T 1: the rows give what their equations with the columns cannot have."""
+    first = 0
+    while first < rows:
+        offs_row = first + tl.arange(0, TILE.own)
+        plan, row = _plan_rows(
+            ptr_scores,
+            ptr_row_mass,
+            ptr_row,
+            strides_scores,
+            batch,
+            head,
+            first,
+            rows,
+            potential,
+            column,
+            scale,
+            TILE,
+            COMPUTE,
+        )
+        total = tl.load(ptr_sums + offs_row, mask=row, other=1.0)
+        alpha = tl.load(ptr_alpha + offs_row, mask=row, other=0.0)
+        alpha += tl.sum(plan * direction[None, :], axis=1) / tl.where(total > 0, total, 1.0)
+        tl.store(ptr_alpha + offs_row, alpha, mask=offs_row < rows)
+        first += TILE.own
+    tl.debug_barrier()
+
+
+@triton.jit
 def whole_solve_kernel(
     ptr_scores,
     ptr_row_mass,
@@ -68,7 +113,7 @@ def whole_solve_kernel(
     COMPUTE: tl.constexpr,
     ENOUGH: tl.constexpr,
 ):
-    """alpha and beta of an item. `ptr_sums` is scratch for T 1 and y of every row."""
+    """alpha and beta of an item. `ptr_sums` is scratch for T 1; `ptr_alpha` holds phi / T 1 until the end."""
     batch, head = tl.program_id(0) // sizes[2], tl.program_id(0) % sizes[2]
     item = tl.cast(batch * sizes[2] + head, tl.int64)
     rows, columns = sizes[0], sizes[1]
@@ -106,6 +151,7 @@ def whole_solve_kernel(
         total = tl.sum(plan, axis=1)
         phi = tl.load(ptr_phi + offs_row, mask=row, other=0.0).to(tl.float64)
         tl.store(ptr_sums + offs_row, total, mask=offs_row < rows)
+        tl.store(ptr_alpha + offs_row, phi / tl.where(total > 0, total, 1.0), mask=offs_row < rows)
         diagonal += tl.sum(plan, axis=0)
         moved += tl.sum(plan * tl.where(total > 0, phi / tl.where(total > 0, total, 1.0), 0.0)[:, None], axis=0)
         mass_sum += total
@@ -147,15 +193,36 @@ def whole_solve_kernel(
             product -= tl.sum(plan * weight[:, None], axis=0)
             first += TILE.own
         curvature = tl.sum(direction * product, axis=0)
-        if curvature > NO_CURVATURE * tl.sum(direction * direction * diagonal, axis=0):
-            length = norm / curvature
+        flat = tl.sum(direction * direction * diagonal, axis=0)
+        curved = curvature > NO_CURVATURE * flat
+        length = norm / tl.where(curved, curvature, 1.0)
+        if curved:
             beta += length * direction
             residual -= length * product
-            renewed = tl.sum(residual * residual * inverse, axis=0)
-            direction = residual * inverse + (renewed / norm) * direction
-            norm = renewed
         else:
-            norm = goal
+            share = norm / tl.where(flat > 0, flat, 1.0)
+            residual -= share * diagonal * direction
+            if rows <= columns:
+                _leave_out(
+                    ptr_scores,
+                    ptr_row_mass,
+                    ptr_row,
+                    ptr_sums,
+                    ptr_alpha,
+                    strides_scores,
+                    batch,
+                    head,
+                    rows,
+                    potential,
+                    column,
+                    share * direction,
+                    scale,
+                    TILE,
+                    COMPUTE,
+                )
+        renewed = tl.sum(residual * residual * inverse, axis=0)
+        direction = residual * inverse + tl.where(curved, renewed / norm, 0.0) * direction
+        norm = renewed
         step += 1
     tl.store(ptr_beta + item * columns + offs_column, beta, mask=offs_column < columns)
     # Of the shorter side, as in the reference, the equations give way to the surplus.
@@ -179,8 +246,8 @@ def whole_solve_kernel(
             COMPUTE,
         )
         total = tl.load(ptr_sums + offs_row, mask=row, other=1.0)
-        phi = tl.load(ptr_phi + offs_row, mask=row, other=0.0).to(tl.float64)
-        alpha = (phi - tl.sum(plan * beta[None, :], axis=1)) / tl.where(total > 0, total, 1.0)
+        alpha = tl.load(ptr_alpha + offs_row, mask=row, other=0.0)
+        alpha -= tl.sum(plan * beta[None, :], axis=1) / tl.where(total > 0, total, 1.0)
         tl.store(ptr_alpha + offs_row, tl.where(row, alpha - gives, 0.0), mask=offs_row < rows)
         first += TILE.own
 
@@ -270,6 +337,7 @@ def conjugate_kernel(
     ptr_residual,
     ptr_direction,
     ptr_norm,
+    ptr_left_out,
     ptr_done,
     columns,
     BLOCK: tl.constexpr,
@@ -278,7 +346,8 @@ def conjugate_kernel(
 ):
     """The vectors of one step of conjugate gradients for an item; `ptr_product` holds T^T (T p / T 1).
 
-    FIRST: `ptr_residual` stands there already, and the first direction is made of it. `ptr_norm` keeps (norm, goal).
+    FIRST: `ptr_residual` stands there already, and the first direction is made of it. `ptr_norm` keeps (norm, goal),
+    and `ptr_left_out` gets how much of the direction is left out, where it has no curvature.
     """
     item = tl.program_id(0)
     start = tl.cast(item, tl.int64) * columns
@@ -286,8 +355,8 @@ def conjugate_kernel(
     if FIRST or tl.load(ptr_done + item) == 0:
         norm = tl.load(ptr_norm + 2 * item)
         goal = tl.load(ptr_norm + 2 * item + 1)
-        curvature, flat = zero, zero
-        length = norm * 0.0
+        curvature, squared = zero, zero
+        length, left_out = norm * 0.0, norm * 0.0
         if not FIRST:
             first = 0
             while first < columns:
@@ -297,11 +366,13 @@ def conjugate_kernel(
                 direction = tl.load(ptr_direction + start + offs, mask=inside, other=0.0)
                 product = tl.load(ptr_product + start + offs, mask=inside, other=0.0)
                 curvature += direction * (diagonal * direction - product)
-                flat += direction * direction * diagonal
+                squared += direction * direction * diagonal
                 first += BLOCK
             bend = tl.sum(curvature, axis=0)
-            curved = bend > NO_CURVATURE * tl.sum(flat, axis=0)
+            flat = tl.sum(squared, axis=0)
+            curved = bend > NO_CURVATURE * flat
             length = tl.where(curved, norm / tl.where(curved, bend, 1.0), 0.0)
+            left_out = tl.where(curved, 0.0, norm / tl.where(flat > 0, flat, 1.0))
         squares = zero
         first = 0
         while first < columns:
@@ -313,7 +384,7 @@ def conjugate_kernel(
                 direction = tl.load(ptr_direction + start + offs, mask=inside, other=0.0)
                 product = tl.load(ptr_product + start + offs, mask=inside, other=0.0)
                 beta = tl.load(ptr_beta + start + offs, mask=inside, other=0.0)
-                residual -= length * (diagonal * direction - product)
+                residual -= length * (diagonal * direction - product) + left_out * diagonal * direction
                 tl.store(ptr_beta + start + offs, beta + length * direction, mask=inside)
                 tl.store(ptr_residual + start + offs, residual, mask=inside)
             squares += tl.where(diagonal > 0, residual * residual / tl.where(diagonal > 0, diagonal, 1.0), 0.0)
@@ -338,8 +409,9 @@ def conjugate_kernel(
             tl.store(ptr_direction + start + offs, direction, mask=inside)
             first += BLOCK
         done = renewed <= goal
-        if not FIRST:
-            done = done | (length <= 0)
+        tl.store(ptr_left_out + item, left_out)
         tl.store(ptr_norm + 2 * item, renewed)
         tl.store(ptr_norm + 2 * item + 1, goal)
         tl.store(ptr_done + item, done.to(tl.int32))
+    else:
+        tl.store(ptr_left_out + item, tl.zeros((), tl.float64))
