@@ -49,6 +49,9 @@ struct TransportArguments {
     void* scores_grad = nullptr;
     void* tokens_grad = nullptr;
     void* reference_grad = nullptr;
+
+    Queue queue;  // from here on CUDA only
+    void* workspace = nullptr;
 };
 
 // out = T^T values (B, heads, columns, width) or, with columns_side false, the sum over heads of T values (B, rows, width), where
@@ -75,6 +78,9 @@ struct ApplyArguments {
     void* row_grad = nullptr;
     void* column_grad = nullptr;
     void* values_grad = nullptr;
+
+    Queue queue;  // from here on CUDA only
+    void* workspace = nullptr;
 };
 
 }  // namespace prosma
