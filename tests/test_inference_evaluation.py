@@ -47,7 +47,7 @@ def two_classes(*pairs: tuple[float, float], subjects: str = "") -> Evaluation:
 
 
 def said(evaluation: Evaluation) -> str:
-    console = Console(width=120, file=io.StringIO())
+    console = Console(width=80, file=io.StringIO())
     show(evaluation, console)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
@@ -130,13 +130,18 @@ def test_missed_and_invented_are_counted() -> None:
     assert evaluation.counts("a") == (2, 0)
     assert evaluation.counts("b") == (0, 1)
     assert evaluation.counts(ALL) == (2, 1)
+    shown = said(evaluation)
+    assert "missed: a in 2 of 2 cases" in shown
+    assert "invented: b in 1 of 2 cases" in shown
 
 
 def test_tables_and_files(tmp_path: Path) -> None:
     evaluation = two_classes((0.8, math.nan), (0.6, 0.4), (0.7, 0.5))
     shown = said(evaluation)
     low, high = evaluation.summary("a", "dice").interval or (0, 0)
-    assert f"0.700 [{low:.3f}, {high:.3f}]" in shown
+    assert "0.700" in shown
+    assert f"[{low:.3f}, {high:.3f}]" in shown
+    assert "missed" not in shown
     assert "distances in mm" in shown
     assert "lowest Dice: c1 0.500" in shown
     table, whole = write(evaluation, tmp_path / "new", {"run": "here"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
         from rich.console import Console
 
         from ..report.demonstration import STEPS, Wanted, demonstrate
+        from ..training import TrainingError
         from ..training.configuration import gathered
 
     steps = STEPS if options.steps is None else options.steps
@@ -46,6 +48,10 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--steps must be at least 1, got {steps}")
     console = Console()
     settings = gathered(None, options.settings, {})
-    path = demonstrate(Wanted(options.out, steps, settings, options.parity, options.speeds), console)
+    try:
+        path = demonstrate(Wanted(options.out, steps, settings, options.parity, options.speeds), console)
+    except TrainingError as error:
+        print(f"prosma-ops demo: {error}", file=sys.stderr)
+        return 1
     console.print(f"written to {path}", highlight=False, soft_wrap=True)
     return 0

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +19,7 @@ from .bootstrap import CONFIDENCE
 from .evaluation import ALL, Evaluation, Summary
 from .scores import SCORES
 
-TITLES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "surface_distance": "surface distance"}
+TITLES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "surface_distance": "mean distance"}
 SHARES = ("dice", "iou")
 
 
@@ -26,6 +27,11 @@ def show(evaluation: Evaluation, console: Console) -> None:
     """The means with their intervals, what was missed or invented, the worst cases, and what could not be read."""
     if evaluation.cases:
         console.print(_table(evaluation))
+        for place, what in enumerate(("missed", "invented")):
+            counts = {name: evaluation.counts(name)[place] for name in evaluation.names() if name != ALL}
+            listed = ", ".join(f"{name} in {count}" for name, count in counts.items() if count)
+            if listed:
+                console.print(f"{what}: {listed} of {len(evaluation.cases)} cases", soft_wrap=True, highlight=False)
         if len(evaluation.cases) > 1:
             worst = ", ".join(f"{case.name} {case.mean('dice'):.3f}" for case in evaluation.worst())
             console.print(f"lowest Dice: {worst}", soft_wrap=True, highlight=False)
@@ -38,15 +44,14 @@ def _table(evaluation: Evaluation) -> Table:
     number = len(evaluation.cases)
     cases = f"{number} case{'s' if number > 1 else ''}"
     title = f"{cases}: mean, {CONFIDENCE:.0%} interval, distances in {evaluation.unit}"
-    table = Table(title=title, title_justify="left", header_style="bold", title_style="bold")
+    table = Table(title=title, title_justify="left", header_style="bold", title_style="bold", box=SIMPLE_HEAD)
+    table.pad_edge = False
     table.add_column("class", overflow="fold")
     for score in SCORES:
         table.add_column(TITLES[score], justify="right")
-    table.add_column("missed", justify="right")
-    table.add_column("invented", justify="right")
     for name in evaluation.names():
-        cells = [cell(evaluation.summary(name, score)) for score in SCORES]
-        table.add_row(name, *cells, *map(str, evaluation.counts(name)), style="bold" if name == ALL else "")
+        cells = [cell(evaluation.summary(name, score)).replace(" [", "\n[") for score in SCORES]
+        table.add_row(name, *map(Text, cells), style="bold" if name == ALL else "")
     return table
 
 

@@ -45,22 +45,22 @@ class Contestant:
 def scores(contestants: Sequence[Contestant]) -> str:
     """The means of both by class, and what a paired comparison of the first with the second says."""
     names = contestants[0].evaluation.names()
-    head = ["class"]
-    for score in ("dice", "hd95"):
-        unit = "" if score == "dice" else f", {contestants[0].evaluation.unit}"
-        head += [f"{TITLES[score]}{unit}: {each.title}" for each in contestants]
+    shown = ("dice", "hd95")
+    units = {"dice": "", "hd95": f", {contestants[0].evaluation.unit}"}
     rows = [
-        [name, *(cell(each.evaluation.summary(name, score)) for score in ("dice", "hd95") for each in contestants)]
+        (name, each.title, *(cell(each.evaluation.summary(name, score)).replace(" [", "\n[") for score in shown))
         for name in names
+        for each in contestants
     ]
-    numbers = range(1, len(head))
+    head = ("class", "network", *(TITLES[score] + units[score] for score in shown))
+    strong = [number for number, row in enumerate(rows) if row[0] == ALL]
     costs = [
         (each.title, f"{each.parameters:,}", f"{each.seconds:.0f} s", f"{_last(each.steps(), 'wait_share'):.1%}")
         for each in contestants
     ]
-    cost_head = ("network", "parameters", "training", "waiting for data")
+    cost_head = ("network", "parameters", "training", "data wait")
     return (
-        page.table(head, rows, numbers=numbers, strong=[len(rows) - 1] if rows and rows[-1][0] == ALL else [])
+        page.table(head, rows, numbers=(2, 3), strong=strong)
         + page.paragraph(_compared(*contestants[:2]))
         + page.table(cost_head, costs, numbers=(1, 2, 3))
     )
@@ -168,7 +168,7 @@ def gates(contestant: Contestant, case: Case) -> str:
     for place, gate in enumerate(found):
         passed = (gate.last_gate() != 0).float().mean(1)[0]
         row.append(pictures.picture(_enlarged(passed, prepared.image), _level(place, len(found)), _size(passed)))
-    return pictures.row(row)
+    return pictures.row(row, 180)
 
 
 def _enlarged(values: Tensor, image: Tensor) -> np.ndarray:

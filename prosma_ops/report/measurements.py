@@ -51,10 +51,17 @@ def _ratio(record: Mapping[str, Any]) -> float:
 
 def speeds(contents: Sequence[Mapping[str, Any]]) -> str:
     """A line for each work: our time, and how many times that eager PyTorch and the best of the others take."""
-    records = [record for content in contents for record in content["records"]]
+    records = [record for content in contents for record in content["records"] if _leading(record)]
     rows = [(record.get("operator") or record.get("network", ""), *_speed(record)) for record in records]
     head = ("operator", "work", "time", "eager PyTorch", "best of the others")
     return page.table(head, rows, numbers=(2, 3))
+
+
+def _leading(record: Mapping[str, Any]) -> bool:
+    """Whether it is of the benchmarks' main setting; one thread and the default allocator are told elsewhere."""
+    return record.get("device") == "cuda" or (
+        record.get("allocator", "raised") == "raised" and record.get("main", True)
+    )
 
 
 def _speed(record: Mapping[str, Any]) -> tuple[str, str, str, str]:

@@ -26,15 +26,17 @@ code { font: 0.9em ui-monospace, monospace; background: var(--panel); padding: 1
   overflow-wrap: anywhere; }
 .note { color: var(--soft); font-size: 0.88rem; }
 .wide { overflow-x: auto; margin: 14px 0; }
-table { border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: 0.92rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 14px 6px 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; }
 td.number, th.number { text-align: right; white-space: nowrap; }
+td .note { font-weight: 400; white-space: nowrap; }
 tr.strong td { font-weight: 650; }
+@media (max-width: 520px) { main { padding: 16px 12px 48px; } th, td { padding-right: 10px; } }
 td.good { color: var(--good); } td.bad { color: var(--bad); font-weight: 650; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); gap: 20px;
   margin: 16px 0; }
-.charts:has(> :only-child) { max-width: 640px; }
+.charts:has(> :only-child) { max-width: 500px; }
 figure { margin: 0; }
 figure.chart { background: var(--panel); border-radius: 8px; padding: 12px; }
 figure.chart figcaption { font-weight: 600; font-size: 0.95rem; margin-bottom: 4px; }
@@ -50,7 +52,7 @@ svg .dot { stroke-width: 3; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 16px; padding: 0; margin: 8px 0 0;
   font-size: 0.88rem; }
 .key { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(160px, 46%), 1fr)); gap: 12px;
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(var(--least), 46%), 1fr)); gap: 12px;
   margin: 14px 0 18px; }
 .picture img { width: 100%; height: auto; display: block; border-radius: 6px; image-rendering: pixelated; }
 .picture figcaption { font-size: 0.88rem; line-height: 1.35; margin-top: 4px; }
@@ -92,12 +94,15 @@ def charts(figures: Sequence[str]) -> str:
 def table(
     head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = (), strong: Sequence[int] = ()
 ) -> str:
-    """`numbers`: the columns set to the right; `strong`: the rows that count most. "pass" and "FAIL" get colours."""
+    """`numbers`: the columns set to the right; `strong`: the rows that count most. "pass" and "FAIL" get colours, and
+    what stands on a second line of a cell is set smaller."""
 
     def cell(kind: str, place: int, text: str) -> str:
         names = ["number"] * (place in numbers) + {"pass": ["good"], "FAIL": ["bad"]}.get(text, [])
         marked = f' class="{" ".join(names)}"' if names else ""
-        return f"<{kind}{marked}>{escape(text)}</{kind}>"
+        first, _, second = text.partition("\n")
+        more = f'<br><span class="note">{escape(second)}</span>' if second else ""
+        return f"<{kind}{marked}>{escape(first)}{more}</{kind}>"
 
     lines = ["<tr>" + "".join(cell("th", place, text) for place, text in enumerate(head)) + "</tr>"]
     for number, row in enumerate(rows):

@@ -31,9 +31,9 @@ def picture(values: np.ndarray, caption: str, note: str = "") -> str:
     )
 
 
-def row(pictures: Sequence[str]) -> str:
-    """Pictures beside one another, as many as there is room for."""
-    return f'<div class="pictures">{"".join(pictures)}</div>'
+def row(pictures: Sequence[str], least: int = 220) -> str:
+    """Pictures beside one another, each `least` pixels wide or more, but two of them even in the narrowest page."""
+    return f'<div class="pictures" style="--least: {least}px">{"".join(pictures)}</div>'
 
 
 def swatches(names: Sequence[str], colours: Sequence[tuple[int, int, int]]) -> str:
