@@ -361,6 +361,18 @@ def test_a_nan_at_an_ignored_pixel_reaches_nothing(implementation: Implementatio
             assert torch.equal(values, expected[name]), (name, changes)
 
 
+def test_a_nan_that_only_ignored_pixels_see_reaches_nothing(implementation: Implementation) -> None:
+    """In a coarse level's first row, when all rows that are interpolated from it are ignored."""
+    for changes in ({}, {"domain": "probabilities"}, {"activation": "sigmoid"}):
+        problem = example((1, 3, 8, 8), ((2, 2), (4, 4)), ignore_index=255, **changes)
+        problem.inputs["target"][0, :4] = 255
+        expected = parity.evaluate(problem, problem.function)
+        level = problem.inputs["level1"].clone()
+        level[0, :, 0, 0] = math.nan
+        for name, values in parity.evaluate(changed(problem, level1=level), problem.function).items():
+            assert torch.equal(values, expected[name]), (name, changes)
+
+
 def test_a_nan_elsewhere_is_not_hidden(implementation: Implementation) -> None:
     problem = example((2, 3, 4, 5), ((4, 5), (4, 5)), per_sample=True)
     level = problem.inputs["level0"].clone()

@@ -1,9 +1,10 @@
 // The backward of mixed_logit_statistics on the CPU: gradients of the levels and parameters from those of the sums.
 //
 // A second pass of the forward's shape. Every map is formed again, its gradient G made from its powers, and handed on to
-// the parts while the tile is in the caches: by addition, by products of the other parts, by W^T G, and through the shares
-// of attention. What a tile gives to a level that was interpolated is added to the rows it came from, at a block's end
-// collected into a patch of low-resolution pixels, and at the very end the patches are summed up, in order.
+// the parts while the tile is in the caches: by addition, by products of the other parts, by W^T G (where the forward
+// weighs rows instead of pixels: on rows, at a block's end), and through the shares of attention. What a tile gives to a
+// level that was interpolated is added to the rows it came from, at a block's end collected into a patch of low-resolution
+// pixels, and at the very end the patches are summed up, in order.
 #include "kernels.h"
 #include "logit_mixing_tile.h"
 
@@ -58,7 +59,16 @@ struct ParameterSums {
     }
 
     void take_parts(const Plan<T>& plan, const Vector<T>* const* parts) const {
-        for (int i = 0; columns[i] && i < plan.levels; ++i) transpose_part<T>(classes, parts[i], columns[i]);
+        for (int i = 0; i < plan.levels; ++i)
+            if (columns[i] && !plan.level[i].weighted) transpose_part<T>(classes, parts[i], CELLS, CELLS, columns[i]);
+    }
+
+    // From gradients, [channel][cell], that belong to the level's columns; `row` is that of the parameters.
+    void add_concat(int row, const Vector<T>* gradient, int64_t step, int64_t cells, int level) const {
+        if (concat) add_outer_product(classes, gradient, step, cells, stride, columns[level], concat + int64_t(row) * classes * stride);
+    }
+    void add_attention(int row, const Vector<T>* gradient, int64_t step, int64_t cells, int level) const {
+        if (attention) add_outer_product(1, gradient, step, cells, stride, columns[level], attention + int64_t(row) * stride);
     }
 };
 
@@ -69,6 +79,7 @@ struct BackwardWorkspace : Workspace<T> {
     Vector<T>* parts_gradients[MOST_LEVELS];   // dP; the same in the domain of logits
     Vector<T>* tilts;                          // [MOST_LEVELS][cell]
     T* row_gradients[MOST_LEVELS];             // [class][row][pixel], as the interpolated rows
+    T* weighted_gradients[MOST_LEVELS];        // as the weighted rows
     T* grads;                                  // of the sums, [map][class][SUMS]
     ParameterSums<T> parameters;
 
@@ -78,8 +89,9 @@ struct BackwardWorkspace : Workspace<T> {
         for (int i = 0; i < plan.levels; ++i) {
             level_gradients[i] = arena.take<Vector<T>>(vectors);
             parts_gradients[i] = plan.a.probabilities ? arena.take<Vector<T>>(vectors) : level_gradients[i];
-            const bool through_rows = !plan.level[i].direct && plan.a.levels[i].grad.data;
+            const bool through_rows = plan.level[i].weighted || (!plan.level[i].direct && plan.a.levels[i].grad.data);
             row_gradients[i] = through_rows ? arena.take<T>(plan.classes * class_length(plan, i)) : nullptr;
+            weighted_gradients[i] = plan.level[i].weighted ? arena.take<T>(weighted_length(plan, i)) : nullptr;
         }
         tilts = arena.take<Vector<T>>(MOST_LEVELS * CELLS);
         grads = arena.take<T>(int64_t(plan.maps) * plan.classes * SUMS);
@@ -95,6 +107,14 @@ void take_sum_gradients(const Plan<T>& plan, int64_t batch, T* grads) {
     }
 }
 
+// Adds a tile's gradients of some channels of a subset to those of the level's weighted rows.
+template <class T>
+void add_to_weighted(const Plan<T>& plan, const BackwardWorkspace<T>& work, int level, int number, int first, int channels,
+                     const Vector<T>* gradient) {
+    add_runs(work.levels[level].runs, channels, gradient, row_length(plan), class_length(plan, level),
+             work.weighted_gradients[level] + weighted_offset(plan, level, number, first));
+}
+
 // From the gradient of a mixed map, in `work.gradient`, to those of its parts and parameters.
 template <class T>
 void hand_on(const Plan<T>& plan, Mix operation, int number, const Vector<T>* map, BackwardWorkspace<T>& work) {
@@ -104,18 +124,76 @@ void hand_on(const Plan<T>& plan, Mix operation, int number, const Vector<T>* ma
         case Mix::add: return add_backward<T>(plan.classes, subset, work.gradient, work.parts_gradients);
         case Mix::multiply: return multiply_backward<T>(plan.classes, subset, work.parts, work.gradient, work.parts_gradients);
         case Mix::concat:
-            concat_backward(work.weights, subset, work.gradient, work.parts_gradients);
-            for (int j = 0; sums.concat && j < subset.size; ++j)
-                add_outer_product(plan.classes, work.gradient, sums.stride, sums.columns[subset.members[j]],
-                                  sums.concat + int64_t(subset.row + j) * plan.classes * sums.stride);
+            for (int j = 0; j < subset.size; ++j) {
+                const int level = subset.members[j], row = subset.row + j;
+                if (plan.level[level].weighted) {
+                    add_to_weighted(plan, work, level, number, 0, plan.classes, work.gradient);
+                    continue;
+                }
+                combine(concat_transposed(work.weights, row, CELLS), work.gradient, work.parts_gradients[level], CELLS);
+                sums.add_concat(row, work.gradient, CELLS, CELLS, level);
+            }
             return;
         case Mix::attention:
-            attention_backward(work.weights, subset, work.parts, work.shares, map, work.gradient, work.tilts, work.parts_gradients);
-            for (int j = 0; sums.attention && j < subset.size; ++j)
-                add_outer_product(1, work.tilts + j * CELLS, sums.stride, sums.columns[subset.members[j]],
-                                  sums.attention + int64_t(subset.row + j) * sums.stride);
+            attention_backward<T>(plan.classes, subset, work.parts, work.shares, map, work.gradient, work.tilts, work.parts_gradients);
+            for (int j = 0; j < subset.size; ++j) {
+                const int level = subset.members[j], row = subset.row + j;
+                const Vector<T>* tilt = work.tilts + j * CELLS;
+                if (plan.level[level].weighted) {
+                    add_to_weighted(plan, work, level, number, int(plan.weighted_channels) - 1, 1, tilt);
+                    continue;
+                }
+                combine(score_transposed(work.weights, row, CELLS), tilt, work.parts_gradients[level], CELLS);
+                sums.add_attention(row, tilt, CELLS, CELLS, level);
+            }
             return;
     }
+}
+
+// A level's rows as columns, for so many cells from `first`. What is not finite and has no gradient takes part in no pixel
+// that counts: it becomes 0, or its product with the gradients' zeros would be NaN.
+template <class T>
+void take_row_columns(const Plan<T>& plan, const BackwardWorkspace<T>& work, int level, int64_t first, int64_t cells) {
+    const int64_t step = class_length(plan, level) / LANES<T>;
+    const auto* values = reinterpret_cast<const Vector<T>*>(work.levels[level].rows) + first;
+    const auto* gradients = reinterpret_cast<const Vector<T>*>(work.row_gradients[level]) + first;
+    for (int c = 0; c < plan.classes; ++c)
+        for (int64_t k = 0; k < cells; ++k) {
+            const Vector<T> value = values[c * step + k];
+            const Vector<T> used = gradients[c * step + k] != 0 ? value : zero<T>();
+            work.map[c * CELLS + k] = value - value == 0 ? value : used;
+        }
+    transpose_part<T>(plan.classes, work.map, CELLS, cells, work.parameters.columns[level]);
+}
+
+// From the gradients of a level's weighted rows to those of its rows and of the weights.
+template <class T>
+void collect_weighted(const Plan<T>& plan, const Block& block, int level, const BackwardWorkspace<T>& work) {
+    const ParameterSums<T>& sums = work.parameters;
+    const int64_t step = class_length(plan, level) / LANES<T>;
+    const int64_t cells = plan.level[level].y.counts[block.y_block] * plan.block_vectors;
+    const auto from = [&](int number, int64_t channel) {
+        return reinterpret_cast<const Vector<T>*>(work.weighted_gradients[level] + weighted_offset(plan, level, number, int(channel)));
+    };
+    const int64_t score = plan.weighted_channels - 1;
+    for (int64_t first = 0; (sums.concat || sums.attention) && first < cells; first += CELLS) {
+        const int64_t count = smaller(CELLS, cells - first);
+        take_row_columns(plan, work, level, first, count);
+        for_each_holder(plan, level, [&](int number, int row) {
+            sums.add_concat(row, from(number, 0) + first, step, count, level);
+            sums.add_attention(row, from(number, score) + first, step, count, level);
+        });
+    }
+    auto* const to = reinterpret_cast<Vector<T>*>(work.row_gradients[level]);
+    for_each_holder(plan, level, [&](int number, int row) {
+        if (plan.has_concat) combine(concat_transposed(work.weights, row, step), from(number, 0), to, cells);
+        if (plan.has_attention) combine(score_transposed(work.weights, row, step), from(number, score), to, cells);
+    });
+}
+
+template <class T>
+void clear(T* values, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES<T>) store<T>(values + i, zero<T>());
 }
 
 // The gradients of a tile's levels.
@@ -157,24 +235,27 @@ void backward_item(const Plan<Compute<S>>& plan, int64_t item, void* scratch, Co
     for_each_tile(
         plan, item,
         [&](const Block& block) {
-            prepare_levels<S>(plan, block, work.levels);
-            for (int i = 0; i < plan.levels; ++i)
-                for (int64_t j = 0; work.row_gradients[i] && j < plan.classes * class_length(plan, i); j += LANES<T>)
-                    store<T>(work.row_gradients[i] + j, zero<T>());
+            prepare_block<S>(plan, block, work);
+            for (int i = 0; i < plan.levels; ++i) {
+                if (work.row_gradients[i]) clear(work.row_gradients[i], plan.classes * class_length(plan, i));
+                if (work.weighted_gradients[i]) clear(work.weighted_gradients[i], weighted_length(plan, i));
+            }
         },
         [&](const Block& block, int64_t cell) {
             take_tile<S>(plan, block, cell, work);
             differentiate_tile(plan, work);
             for (int i = 0; i < plan.levels; ++i) {
                 if (work.row_gradients[i])
-                    add_to_rows(plan, i, work.cells, work.level_gradients[i], work.row_gradients[i]);
+                    add_runs(work.levels[i].runs, plan.classes, work.level_gradients[i], row_length(plan), class_length(plan, i),
+                             work.row_gradients[i]);
                 else if (plan.a.levels[i].grad.data)
                     write_tile<S>(plan, i, block, work.cells, work.level_gradients[i]);
             }
         },
         [&](const Block& block) {
             for (int i = 0; i < plan.levels; ++i) {
-                if (!work.row_gradients[i]) continue;
+                if (work.weighted_gradients[i]) collect_weighted(plan, block, i, work);
+                if (!work.row_gradients[i] || !plan.a.levels[i].grad.data) continue;
                 collect_rows(plan, i, block, work.row_gradients[i], work.levels[i].patch);
                 keep_patch(plan, i, block, work.levels[i].patch, patches);
             }

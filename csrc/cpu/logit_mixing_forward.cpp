@@ -7,7 +7,8 @@
 // How it reaches its speed. No map is ever stored: a tile of eight vectors of pixels goes through all maps while its
 // levels, all classes of them, are in the first caches. Vectors run over pixels, so a softmax is three sweeps over the
 // classes without a shuffle. The softmax of a sum needs no exponentials: its powers are products of those of its parts.
-// Interpolation along the width is done once for each row of a level that a block needs, not for each row of pixels.
+// Interpolation along the width is done once for each row of a level that a block needs, not for each row of pixels; so are
+// the products with concat's and attention's weights, which commute with it, where a level has half as many rows or fewer.
 #include "kernels.h"
 #include "logit_mixing_tile.h"
 
@@ -68,7 +69,7 @@ void forward_item(const Plan<Compute<S>>& plan, int64_t item, void* scratch, dou
     for (int64_t i = 0; i < doubles_of(plan); ++i) partial[i] = 0;
 
     for_each_tile(
-        plan, item, [&](const Block& block) { prepare_levels<S>(plan, block, work.levels); },
+        plan, item, [&](const Block& block) { prepare_block<S>(plan, block, work); },
         [&](const Block& block, int64_t cell) {
             take_tile<S>(plan, block, cell, work);
             add_tile(plan, work, wants_logs, sums);

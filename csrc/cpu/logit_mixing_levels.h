@@ -11,11 +11,25 @@
 
 namespace prosma::PROSMA_LEVEL::mixing {
 
+// The cells of a tile between two rows of a level, in runs that share them.
+template <class T>
+struct Runs {
+    struct Run {
+        int first, count;
+        int64_t offset;  // of the upper row's pixels
+    };
+    int count;
+    Run of[CELLS];
+    T weight[CELLS], next_weight[CELLS];
+};
+
 template <class T>
 struct LevelTile {
     T* patch;  // [row][column][class_stride]
     T* rows;   // [class][row][pixel of the block]
     Vector<T>* logits;  // [class][cell]
+    T* weighted;        // [subset][channel][row][pixel of the block]; null if the level is not weighted
+    Runs<T> runs;
 };
 
 // Elements from an interpolated row to the next one, and from a class to the next one. An odd number of vectors, so that
@@ -29,12 +43,23 @@ int64_t class_length(const Plan<T>& plan, int level) {
     return (plan.level[level].y.largest * plan.block_vectors | 1) * LANES<T>;
 }
 
+// Elements of a level's weighted rows, and where those of a subset's channel start.
+template <class T>
+int64_t weighted_length(const Plan<T>& plan, int level) {
+    return plan.level[level].subsets * plan.weighted_channels * class_length(plan, level);
+}
+template <class T>
+int64_t weighted_offset(const Plan<T>& plan, int level, int subset, int channel) {
+    return (plan.level[level].order[subset] * plan.weighted_channels + channel) * class_length(plan, level);
+}
+
 template <class T>
 LevelTile<T> lay_out_level(const Plan<T>& plan, int level, Arena& arena) {
-    LevelTile<T> tile = {nullptr, nullptr, arena.take<Vector<T>>(plan.classes * CELLS)};
+    LevelTile<T> tile = {nullptr, nullptr, arena.take<Vector<T>>(plan.classes * CELLS), nullptr, {}};
     if (plan.level[level].direct) return tile;
     tile.patch = arena.take<T>(plan.level[level].patch_elements);
     tile.rows = arena.take<T>(plan.classes * class_length(plan, level));
+    if (plan.level[level].weighted) tile.weighted = arena.take<T>(weighted_length(plan, level));
     return tile;
 }
 
@@ -115,28 +140,69 @@ void prepare_levels(const Plan<Compute<S>>& plan, const Block& block, const Leve
     }
 }
 
-// Where a cell's pixels lie between two interpolated rows.
 template <class T>
-struct Between {
-    int64_t offset;  // of the upper one
-    T weight, next_weight;
-
-    Between(const Plan<T>& plan, int number, const Cell& cell) {
-        const Axis<T>& y = plan.level[number].y;
-        offset = y.index[cell.row] * row_length(plan) + cell.block_vector * LANES<T>;
-        weight = y.weight[cell.row];
-        next_weight = y.next_weight[cell.row];
-    }
-};
-
-template <class T>
-void interpolate_tile(const Plan<T>& plan, int number, const Cell* cells, const LevelTile<T>& tile) {
-    const int64_t length = row_length(plan), class_step = class_length(plan, number);
+void find_runs(const Plan<T>& plan, int number, const Cell* cells, Runs<T>& runs) {
+    const Axis<T>& y = plan.level[number].y;
+    const int64_t length = row_length(plan);
+    runs.count = 0;
     for (int k = 0; k < CELLS; ++k) {
-        const Between<T> at(plan, number, cells[k]);
-        const T* from = tile.rows + at.offset;
-        for (int c = 0; c < plan.classes; ++c, from += class_step)
-            tile.logits[c * CELLS + k] = at.weight * load<T>(from) + at.next_weight * load<T>(from + length);
+        const int64_t offset = y.index[cells[k].row] * length + cells[k].block_vector * LANES<T>;
+        if (runs.count == 0 || runs.of[runs.count - 1].offset != offset) runs.of[runs.count++] = {k, 0, offset};
+        ++runs.of[runs.count - 1].count;
+        runs.weight[k] = y.weight[cells[k].row];
+        runs.next_weight[k] = y.next_weight[cells[k].row];
+    }
+}
+
+// Between rows of some channels, [channel][row][pixel], and a tile's pixels, [channel][cell].
+template <bool ADD, class T>
+void interpolate_runs(const Runs<T>& runs, int channels, const T* rows, int64_t length, int64_t channel_step, Vector<T>* pixels) {
+    for (int run = 0; run < runs.count; ++run) {
+        const int first = runs.of[run].first;
+        const T* const start = rows + runs.of[run].offset;
+        with_count<CELLS>(runs.of[run].count, [&](auto count) {
+            Vector<T> weight[count.value], next_weight[count.value];
+            for (int k = 0; k < count.value; ++k) {
+                weight[k] = broadcast<T>(runs.weight[first + k]);
+                next_weight[k] = broadcast<T>(runs.next_weight[first + k]);
+            }
+            const T* from = start;
+            Vector<T>* to = pixels + first;
+            for (int c = 0; c < channels; ++c, from += channel_step, to += CELLS) {
+                const Vector<T> upper = load<T>(from), lower = load<T>(from + length);
+#pragma GCC unroll 8
+                for (int k = 0; k < count.value; ++k)
+                    to[k] = ADD ? to[k] + weight[k] * upper + next_weight[k] * lower : weight[k] * upper + next_weight[k] * lower;
+            }
+        });
+    }
+}
+
+// The transpose: adds pixels to the rows that they were interpolated from. Pixels that do not count are 0.
+template <class T>
+void add_runs(const Runs<T>& runs, int channels, const Vector<T>* pixels, int64_t length, int64_t channel_step, T* rows) {
+    for (int run = 0; run < runs.count; ++run) {
+        const int first = runs.of[run].first;
+        T* const start = rows + runs.of[run].offset;
+        with_count<CELLS>(runs.of[run].count, [&](auto count) {
+            Vector<T> weight[count.value], next_weight[count.value];
+            for (int k = 0; k < count.value; ++k) {
+                weight[k] = broadcast<T>(runs.weight[first + k]);
+                next_weight[k] = broadcast<T>(runs.next_weight[first + k]);
+            }
+            T* to = start;
+            const Vector<T>* from = pixels + first;
+            for (int c = 0; c < channels; ++c, from += CELLS, to += channel_step) {
+                Vector<T> upper = weight[0] * from[0], lower = next_weight[0] * from[0];
+#pragma GCC unroll 8
+                for (int k = 1; k < count.value; ++k) {
+                    upper += weight[k] * from[k];
+                    lower += next_weight[k] * from[k];
+                }
+                store<T>(to, load<T>(to) + upper);
+                store<T>(to + length, load<T>(to + length) + lower);
+            }
+        });
     }
 }
 
@@ -156,13 +222,15 @@ void read_tile(const Plan<Compute<S>>& plan, int number, const Block& block, con
 // The logits of all levels; 0 where no channel counts, so that whatever stands there, NaN too, reaches nothing.
 template <class S>
 void take_levels(const Plan<Compute<S>>& plan, const Block& block, const Cell* cells, const TargetTile<Compute<S>>& target,
-                 const LevelTile<Compute<S>>* tiles) {
+                 LevelTile<Compute<S>>* tiles) {
     using T = Compute<S>;
     for (int i = 0; i < plan.levels; ++i) {
-        if (plan.level[i].direct)
+        if (plan.level[i].direct) {
             read_tile<S>(plan, i, block, cells, tiles[i]);
-        else
-            interpolate_tile(plan, i, cells, tiles[i]);
+        } else {
+            find_runs(plan, i, cells, tiles[i].runs);
+            interpolate_runs<false>(tiles[i].runs, plan.classes, tiles[i].rows, row_length(plan), class_length(plan, i), tiles[i].logits);
+        }
         if (target.all_present) continue;
         for (int c = 0; c < plan.classes; ++c)
             for (int k = 0; k < CELLS; ++k) {
@@ -195,22 +263,6 @@ void write_tile(const Plan<Compute<S>>& plan, int number, const Block& block, co
             else
                 write_lanes<S>(to, strides[WIDTH], cells[k].live, gradient[c * CELLS + k]);
         }
-}
-
-// Adds a tile's gradient to the rows that it was interpolated from; [class][row][pixel] as above.
-template <class T>
-void add_to_rows(const Plan<T>& plan, int number, const Cell* cells, const Vector<T>* gradient, T* rows) {
-    const int64_t length = row_length(plan), class_step = class_length(plan, number);
-    for (int k = 0; k < CELLS; ++k) {
-        if (!cells[k].live) continue;
-        const Between<T> at(plan, number, cells[k]);
-        T* to = rows + at.offset;
-        for (int c = 0; c < plan.classes; ++c, to += class_step) {
-            const Vector<T> g = gradient[c * CELLS + k];
-            store<T>(to, load<T>(to) + at.weight * g);
-            store<T>(to + length, load<T>(to + length) + at.next_weight * g);
-        }
-    }
 }
 
 // The transpose of `interpolate_rows`, into a patch that it first clears.

@@ -13,9 +13,11 @@ namespace prosma::PROSMA_LEVEL::mixing {
 constexpr int MOST_SUBSETS = 57;  // of two or more of six levels
 // Sums run in float over so many vectors a lane; then they go on in double.
 constexpr int64_t CELLS_IN_FLOAT = 256;
-// A block that up-samples is 64 x 32 pixels: its rows of all levels stay in the second-level cache, and few
+// A block that up-samples is 32 x 32 pixels: its rows of all levels stay in the second-level cache, and few
 // low-resolution pixels are interpolated twice. Where nothing is up-sampled whole rows are read, in memory's order.
-constexpr int64_t BLOCK_COLUMNS = 64, BLOCK_ROWS = 32, BLOCK_CELLS = 128;
+constexpr int64_t BLOCK_COLUMNS = 32, BLOCK_ROWS = 32, BLOCK_CELLS = 128;
+// What the weighted rows of all levels may take of the second-level cache; the backward keeps as much again.
+constexpr int64_t WEIGHTED_BYTES = 320 << 10;
 // What all items' partial sums may take together.
 constexpr int64_t PARTIAL_BYTES = 64 << 20;
 
@@ -23,6 +25,20 @@ PROSMA_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 PROSMA_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 PROSMA_INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 PROSMA_INLINE int64_t round_up(int64_t a, int64_t b) { return ceiling(a, b) * b; }
+
+template <int COUNT>
+struct Known {
+    static constexpr int value = COUNT;
+};
+
+// Calls body(Known<count>) for a count from 1 to MOST.
+template <int MOST, class Body>
+PROSMA_INLINE void with_count(int count, const Body& body) {
+    if constexpr (MOST > 1) {
+        if (count < MOST) return with_count<MOST - 1>(count, body);
+    }
+    body(Known<MOST>{});
+}
 
 // Hands out pieces of one block of memory; without memory it only counts.
 class Arena {
@@ -137,6 +153,9 @@ struct LevelPlan {
     int32_t *band_first, *band_count;  // [vector of the row]
     Vector<T>* band;                   // [vector of the row][2 * LANES]
     int64_t patch_elements, partial_offset;
+    bool weighted;                // the products of its logits with the weights are interpolated, instead of formed anew
+    int32_t order[MOST_SUBSETS];  // of a subset among those that hold the level
+    int64_t subsets;              // that hold it
 };
 
 template <class T>
@@ -149,6 +168,7 @@ struct Plan {
     int maps;
     bool any_direct, all_direct, has_concat = false, has_attention = false, has_add = false;
     int64_t row_vectors, block_vectors, block_rows, x_blocks, y_blocks, blocks, blocks_in_item, items_in_image, items;
+    int64_t weighted_channels;  // of a subset in a level's weighted rows: concat's classes, and attention's score
     int64_t class_stride;      // classes, filled up to whole vectors
     int64_t partial_elements;  // of a block's low-resolution gradients
     LevelPlan<T> level[MOST_LEVELS];
@@ -176,6 +196,26 @@ struct Plan {
         partial_elements = 0;
         for (int i = 0; i < levels; ++i)
             if (!level[i].direct) lay_out(i, arena, ready);
+        choose_weighted(ready);
+    }
+
+    // Interpolation commutes with what is linear in the logits. A level of few rows has its products with concat's and
+    // attention's weights formed on its interpolated rows, before they are blended along the height.
+    void choose_weighted(bool ready) {
+        weighted_channels = (has_concat ? classes : 0) + (has_attention ? 1 : 0);
+        int64_t bytes = 0;
+        for (int i = 0; i < levels; ++i) {
+            LevelPlan<T>& own = level[i];
+            own.subsets = 0;
+            for (int number = 0; number < subsets.count; ++number)
+                for (int j = 0; j < subsets.of[number].size; ++j)
+                    if (subsets.of[number].members[j] == i) own.order[number] = int32_t(own.subsets++);
+            own.weighted = false;
+            if (!ready || own.direct || a.probabilities || 2 * own.y.largest > block_rows) continue;
+            const int64_t more = own.subsets * weighted_channels * own.y.largest * block_vectors * VECTOR_BYTES;
+            own.weighted = more > 0 && bytes + more <= WEIGHTED_BYTES;
+            if (own.weighted) bytes += more;
+        }
     }
 
     void cut_into_blocks() {
@@ -262,7 +302,8 @@ Block block_of(const Plan<T>& plan, int64_t batch, int64_t number) {
     return block;
 }
 
-// A tile is so many vectors of a block, row by row; all of a tile's classes and levels stay in the caches, and its
+// A tile is so many vectors of a block, row by row, or column by column if a level is interpolated: neighbours then lie
+// between the same two of its rows; all of a tile's classes and levels stay in the caches, and its
 // vectors are the independent chains that hide the latency of an exponential.
 constexpr int CELLS = 8;
 
@@ -279,8 +320,8 @@ void place_cells(const Plan<T>& plan, const Block& block, int64_t first, Cell* c
     for (int k = 0; k < CELLS; ++k) {
         const int64_t number = smaller(first + k, count - 1);
         Cell& cell = cells[k];
-        cell.block_row = int(number / block.vectors);
-        cell.block_vector = int(number % block.vectors);
+        cell.block_row = int(plan.all_direct ? number / block.vectors : number % block.rows);
+        cell.block_vector = int(plan.all_direct ? number % block.vectors : number / block.rows);
         cell.row = block.first_row + cell.block_row;
         cell.vector = block.first_vector + cell.block_vector;
         cell.live = first + k < count ? int(smaller(LANES<T>, plan.a.sizes[WIDTH] - cell.vector * LANES<T>)) : 0;

@@ -40,6 +40,29 @@ struct Workspace {
     }
 };
 
+// What the tiles of a block read of the levels that are interpolated.
+template <class S>
+void prepare_block(const Plan<Compute<S>>& plan, const Block& block, const Workspace<Compute<S>>& work) {
+    prepare_levels<S>(plan, block, work.levels);
+    for (int i = 0; i < plan.levels; ++i)
+        if (plan.level[i].weighted) weigh_rows(plan, work.weights, i, block, work.levels[i]);
+}
+
+// Forms a mixed map in `work.map`; attention's shares in `work.shares`, [MOST_LEVELS][cell].
+template <class T>
+void mix(const Plan<T>& plan, Mix operation, int number, const Workspace<T>& work) {
+    const Subset& subset = plan.subsets.of[number];
+    switch (operation) {
+        case Mix::add: return add_parts<T>(plan.classes, subset, work.parts, work.map);
+        case Mix::multiply: return multiply_parts<T>(plan.classes, subset, work.parts, work.map);
+        case Mix::concat:
+            return concatenate_parts(plan, work.weights, work.levels, work.target, subset, number, work.parts, work.map);
+        case Mix::attention:
+            attend(plan, work.weights, work.levels, work.target, subset, number, work.parts, work.shares);
+            return weigh_parts<T>(plan.classes, subset, work.parts, work.shares, work.map);
+    }
+}
+
 // Brings a tile's target and levels, and the parts that are mixed.
 template <class S>
 void take_tile(const Plan<Compute<S>>& plan, const Block& block, int64_t first_cell, Workspace<Compute<S>>& work) {
@@ -72,7 +95,7 @@ PROSMA_INLINE void for_each_map(const Plan<T>& plan, Workspace<T>& work, const O
             const bool multiplied = plan.a.mixes[m] == Mix::add && work.products &&
                                     multiply_powers(plan.classes, subset.size, factors, work.powers);
             if (!multiplied) {
-                mix(work.weights, plan.a.mixes[m], subset, number, work.parts, work.shares, work.map);
+                mix(plan, plan.a.mixes[m], number, work);
                 if (softmax) exponentiate(plan.classes, work.map, work.target, true, work.powers);
             }
             mixed(plan.a.mixes[m], number, work.powers, work.map);

@@ -105,7 +105,7 @@ void run(DataType type) {
     a.sizes[DEPTH] = draw(0, 1) ? draw(1, 5) : 1;
     a.sizes[HEIGHT] = draw(0, 3) ? draw(1, 12) : draw(30, 70);
     a.sizes[WIDTH] = draw(0, 3) ? draw(1, 20) : draw(60, 150);
-    a.level_count = int(draw(0, 9) ? draw(1, 3) : 5);
+    a.level_count = int(draw(0, 4) ? draw(1, 3) : draw(4, MOST_LEVELS));
     a.sigmoid = a.sizes[CHANNEL] == 1 || draw(0, 2) == 0;
     a.probabilities = draw(0, 2) == 0;
     a.align_corners = draw(0, 1);
