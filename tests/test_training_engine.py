@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from rich.console import Console
 from torch import nn
 
 from prosma_ops.data import LabelScheme, recognise
 from prosma_ops.models import create_model
-from prosma_ops.training import Configuration, RunFolder
+from prosma_ops.training import Configuration, RunFolder, train
 from prosma_ops.training.losses import Supervised
 from prosma_ops.training.optimisation import AveragedWeights, learning_rate, optimizer
 from tests.small_training import SMALL, log, trained
+from tests.test_training_bad_input import pictures
 
 LOSSES = ("dice_ce", "deep_supervision", "mutation", "lomix")
 CLASSES = LabelScheme(("background", "a", "b"), ((0,), (1,), (2,)), ignore=(255,))
@@ -179,3 +185,28 @@ def test_maps_beyond_the_fourth_have_no_part_in_it() -> None:
     gradients = [head.weight.grad for head in model.heads]
     assert all(gradient is not None for gradient in gradients)
     assert [bool(gradient.any()) for gradient in gradients if gradient is not None] == [False] * 2 + [True] * 4
+
+
+def test_regions_with_ignored_pixels(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "data")
+    labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    (folder / "dataset.json").write_text(json.dumps({"channel_names": {"0": "grey"}, "labels": labels}))
+    mask = np.zeros((16, 16), np.uint8)
+    mask[3:12, 2:13], mask[5:9, 4:9], mask[12:] = 1, 2, 3
+    Image.fromarray(mask).save(folder / "masks" / "02.png")
+    outcome = trained(tmp_path / "run", data=str(folder), steps=4, batch_size=4)
+    assert outcome.run.scheme.regions
+    validations = [entry for entry in log(tmp_path / "run") if entry["kind"] == "validation"]
+    assert set(validations[0]["dice_per_class"]) == {"whole", "core"}
+    assert 0 <= validations[0]["dice_per_class"]["whole"] <= 1
+
+
+def test_what_a_terminal_shows(tmp_path: Path) -> None:
+    shown = StringIO()
+    console = Console(file=shown, force_terminal=True, width=140)
+    train({**SMALL, "steps": 5}, tmp_path / "run", console=console)
+    text = shown.getvalue()
+    for part in ("prosma_unet,", "parameters, lomix, on cpu; 7 train, 1 val, 2 test; 5 steps of 2 samples of 16x16"):
+        assert part in text
+    for part in ("5/5", "loss 0.", "Dice 0.", "waiting ", "left", "step 4/5", "best so far"):
+        assert part in text

@@ -19,6 +19,7 @@ from prosma_ops.data.writing import replacing
 from prosma_ops.inference.scores import scores
 from prosma_ops.inference.segmenting import Segmenter
 from prosma_ops.training import Outcome, RunFolder, train
+from prosma_ops.training.run_folder import CONFIGURATION
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -49,10 +50,7 @@ def work(
 
 def trained(run: Run, data: Path, folder: Path, console: Console | None) -> Outcome:
     """To its end, or until a signal; from its newest checkpoint, if there is one."""
-    begun = any((folder / "checkpoints").glob("step-*.safetensors"))
-    if not begun and folder.exists():
-        for name in ("configuration.yaml", "log.jsonl"):  # killed before its first checkpoint
-            (folder / name).unlink(missing_ok=True)
+    begun = (folder / CONFIGURATION).exists()
     settings = {**run.settings(), "data": str(data / run.data)}
     return train({} if begun else settings, folder, resume=begun, console=console)
 

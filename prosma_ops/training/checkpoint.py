@@ -58,8 +58,8 @@ class Checkpoints:
         """Newest first."""
         return sorted(self.folder.glob(PATTERN), reverse=True)
 
-    def newest(self) -> Found:
-        """Raises ValueError if there is none that is whole."""
+    def newest(self) -> Found | None:
+        """None if there is none yet; raises ValueError if there are some, but none that is whole."""
         damaged = []
         for path in self.paths():
             try:
@@ -70,7 +70,7 @@ class Checkpoints:
             return Found(path, tensors, values, tuple(damaged))
         if damaged:
             raise ValueError(f"{self.folder} has no checkpoint that is whole: {'; '.join(damaged)}")
-        raise ValueError(f"{self.folder.parent} has no checkpoint to go on from; it has to be begun anew")
+        return None
 
 
 class State:

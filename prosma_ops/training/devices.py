@@ -80,6 +80,6 @@ def _torchrun() -> tuple[int | None, int]:
 
 
 def quiet() -> None:
-    """Without Fabric's greetings, and its advice that speaks to authors of training loops rather than to those who run one."""
+    """Without Fabric's greetings, and its advice, which is for authors of training loops, not for those who run one."""
     warnings.filterwarnings("ignore", module="lightning_fabric")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)

@@ -96,10 +96,10 @@ class Training:
         # The module as its strategy wrapped it: torch.distributed's functions see through that.
         self.state = State(self.module._forward_module, self.optimizer.optimizer, self.average)
         self.checkpoints = Checkpoints(run.path / "checkpoints")
-        alone = fabric.world_size == 1
-        self.validator = Validator(val, configuration, fabric, lambda: alone and bool(interruption.number))
+        self.validator = Validator(val, configuration, fabric, self._interrupted)
         self.at = At()
         self.written = -1
+        self.agreed = 0
         self.meter = Meter()
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -132,6 +132,8 @@ class Training:
                 self._end_epoch()
         if self.written != self.at.step:
             self._write_checkpoint()
+        ended = self.at.step == self.at.validated == self.steps
+        self.interruption.number = self.interruption.number if self._interrupted() and not ended else 0
 
     def _batches(self) -> Any:
         configuration, fabric = self.configuration, self.fabric
@@ -179,15 +181,13 @@ class Training:
             self.report.step({**entry, **self.meter.taken(), **insides})
 
     def _reduced(self, losses: Tensor) -> tuple[float, float]:
-        """Loss and auxiliary of all processes together; a signal that one of them got is heard by all."""
-        values = torch.cat([losses.double(), losses.new_tensor([self.interruption.number]).double()])
+        """Loss and auxiliary of all processes together; and a signal that one of them got is heard by all, at the same
+        step, as none may leave while others wait for it."""
         if self.fabric.world_size > 1:
-            shared: Any = self.fabric.all_reduce(values, reduce_op="sum")
-            signal = int(shared[2])
-            values = shared / self.fabric.world_size
-            if signal and not self.interruption.number:
-                self.interruption.number = max(1, signal // self.fabric.world_size)
-        found, extra, _ = values.tolist()
+            heard: Any = self.fabric.all_reduce(losses.new_tensor(float(self.interruption.number)), reduce_op="max")
+            self.agreed = int(heard)
+            losses = self.fabric.all_reduce(losses.double(), reduce_op="mean")  # type: ignore[assignment]
+        found, extra = losses.tolist()
         return found, extra
 
     def _clip(self, step: int) -> float:
@@ -222,6 +222,8 @@ class Training:
 
     def _insides(self) -> dict[str, Any]:
         """What the network's gates and the loss's weights are like, as of the step's forward."""
+        if isinstance(self.fabric.strategy, FSDPStrategy):
+            return {}  # no process has the whole of a gate's parameters
         named = self.supervised.network.named_modules()
         gates = {name: gate.sparsity() for name, gate in named if isinstance(gate, ProximalGate)}
         found: dict[str, Any] = {"sparsity": gates} if gates else {}
@@ -271,7 +273,8 @@ class Training:
         return 0 < self.configuration.patience <= self.at.stale
 
     def _interrupted(self) -> bool:
-        return bool(self.interruption.number)
+        """Whether a signal came; of several processes, whether all have agreed on it."""
+        return bool(self.interruption.number if self.fabric.world_size == 1 else self.agreed)
 
     def _write_weights(self, weights: str) -> None:
         state = self.state.network()

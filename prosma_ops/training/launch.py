@@ -48,7 +48,8 @@ def train(
     devices: Devices | None = None,
     console: Console | None = None,
 ) -> Outcome:
-    """Trains into the folder `out`, which is new, or with `resume` holds a run that was stopped.
+    """Trains into the folder `out`, which is new, or with `resume` holds a run that was stopped, even before its first
+    checkpoint.
 
     Arguments:
         configuration: or the keys of one; all others have their defaults. With `resume` none is needed, and those given
@@ -118,7 +119,7 @@ def _trained(run: RunFolder, found: Found | None, fabric: Fabric, console: Conso
     interruption = Interruption()
     first = fabric.global_rank == 0
     step = 0 if found is None else int(found.values["at"]["step"])
-    if first and found is not None:
+    if first:
         run.rewind_log(step)
     with (
         interruption.listening(),

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .configuration import Configuration
 
@@ -64,7 +65,7 @@ class AveragedWeights:
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
         current = [self.parameters[name].detach() for name in self.average]
-        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+        get_ema_multi_avg_fn(decay)(list(self.average.values()), current, None)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

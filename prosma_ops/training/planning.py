@@ -2,7 +2,6 @@
 
 patch_size     the median prepared image, in multiples of what the network halves, cut down to what fits into memory
 strides        of a U-Net: an axis is halved once its voxels are not much longer than the others'
-batch_size     2 to 8 samples, about so many pixels together
 steps          epochs times the steps of one pass over the cases
 """
 
@@ -24,9 +23,8 @@ from ..models.registry import MODELS
 from .configuration import Configuration
 
 MOST_TOLD = 10
-# Of a batch, by dimensions: eight pictures of 256x256, or four volumes of 64^3.
-BATCH_PIXELS = {2: 8 * 256**2, 3: 4 * 64**3}
-SMALLEST_BATCH, LARGEST_BATCH = 2, 8
+# By dimensions. More steps of two volumes teach more than fewer of eight, in the same time.
+BATCH_SIZES = {2: 8, 3: 2}
 # So few steps between two validations would be spent on validating.
 SHORTEST_EPOCH = 25
 LONGEST_WARMUP = 100
@@ -91,9 +89,7 @@ def with_sizes(configuration: Configuration, preparation: Preparation, shape: Se
         size = patch_size(shape, preparation.spacing, multiple)
     if len(size) != dimensions:
         raise ValueError(f"patch_size is {list(size)}; these images have {dimensions} dimensions")
-    batch = configuration.batch_size
-    if batch is None:
-        batch = min(max(BATCH_PIXELS[dimensions] // math.prod(size), SMALLEST_BATCH), LARGEST_BATCH)
+    batch = configuration.batch_size or BATCH_SIZES[dimensions]
     return configuration.replaced(patch_size=size, batch_size=batch, spacing=preparation.spacing, size=preparation.size)
 
 
@@ -107,7 +103,6 @@ def with_numbers(configuration: Configuration, cases: int, processes: int) -> Co
         epoch_steps = max(SHORTEST_EPOCH, math.ceil(cases / (batch * configuration.accumulation)))
     steps = configuration.steps or configuration.epochs * epoch_steps
     changes: dict[str, Any] = {"epoch_steps": epoch_steps, "steps": steps}
-    changes["epochs"] = math.ceil(steps / epoch_steps)
     if configuration.warmup is None:
         changes["warmup"] = min(LONGEST_WARMUP, steps // 20)
     if configuration.learning_rate is None:
