@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import prediction
 from prosma_ops.data import BadFileError, Preparation, inputs, recognise, survey
 from prosma_ops.inference.prediction import predict, require_other_files, written
 from prosma_ops.inference.segmenting import Segmenter
@@ -124,3 +127,20 @@ def test_an_image_of_the_training_is_no_obstacle(tmp_path: Path) -> None:
     (done,) = predict(segmenter, inputs([picture(tmp_path / "new.png", colours)]), tmp_path / "out")
     with Image.open(done.files[0]) as opened:
         np.testing.assert_array_equal(np.asarray(opened), square((24, 20)))
+
+
+def test_what_a_prediction_takes_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--model", "unet", "--shape", "40", "24", "20", "--patch", "16", "--windows", "1", "--channels", "2"]
+    monkeypatch.setattr("sys.argv", ["prediction", *small])
+    assert prediction.main() == 0
+    said = capsys.readouterr().out
+    assert "unet, 40x24x20, 2 channels, 4 classes, 16 windows of 16^3" in said
+    assert "GB beside the model (2 allowed)" in said
+
+
+@pytest.mark.slow
+def test_a_large_volume_takes_less_than_two_gigabytes_beside_the_model(python: Callable[..., Any]) -> None:
+    done = python(["-m", "benchmarks.prediction", "--windows", "1", "--channels", "4"])
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -56,10 +56,10 @@ def _table(evaluation: Evaluation) -> Table:
 
 
 def cell(summary: Summary) -> str:
-    """0.871 [0.852, 0.889]; distances with two digits behind the point."""
+    """0.871 [0.852, 0.889]; distances with two digits behind the point, large ones with one."""
     if math.isnan(summary.mean):
         return "-"
-    digits = 3 if summary.score in SHARES else 2
+    digits = 3 if summary.score in SHARES else 2 if summary.mean < 100 else 1
     if summary.interval is None:
         return f"{summary.mean:.{digits}f}"
     low, high = summary.interval
