@@ -15,6 +15,7 @@ import pytest
 from prosma_ops import cli
 from prosma_ops.commands import predict as command
 from prosma_ops.data import recognise
+from prosma_ops.inference import Segmenter
 from prosma_ops.training.run_folder import RunFolder
 from tests.data_folders import pictures, volumes
 from tests.small_runs import run_folder
@@ -108,6 +109,17 @@ def test_predict_writes_masks_and_goes_on_where_it_stopped(
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 5
     assert len(list((tmp_path / "out" / "probabilities").iterdir())) == 3
     assert len(list((tmp_path / "out" / "overlays").iterdir())) == 2
+
+
+def test_an_interrupt_ends_an_evaluation_quietly(tmp_path: Path, ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    data = pictures(tmp_path / "data", 6)
+    folder = run_folder(tmp_path / "run", data)
+    monkeypatch.setattr(Segmenter, "labels", stop)
+    assert ran("evaluate", "--run", folder.path, "--data", data)[::2] == (130, "interrupted\n")
+    assert not (folder.path / "evaluation-test").exists()
 
 
 def test_predict_is_what_evaluate_scores(tmp_path: Path, ran: Run) -> None:

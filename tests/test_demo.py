@@ -11,6 +11,7 @@ import pytest
 from prosma_ops import cli
 from prosma_ops.report import demonstration
 from prosma_ops.report.demonstration import discard
+from prosma_ops.training import Outcome, TrainingError
 from prosma_ops.training.run_folder import RunFolder
 from tests.test_report import parity_record, parsed
 
@@ -56,6 +57,27 @@ def test_a_demonstration_takes_the_place_of_an_earlier_one(tmp_path: Path, monke
     assert demo(tmp_path, steps=2) == 0
     assert len(RunFolder.open(tmp_path / "unet").log()) > 2
     assert (tmp_path / "report.html").read_text() == "a page"
+
+
+def test_an_interrupted_training_ends_the_demonstration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = Outcome(RunFolder.__new__(RunFolder), 1, None, 0, signal=2, first=True)
+    monkeypatch.setattr(demonstration, "train", lambda *_, **__: stopped)
+    assert demo(tmp_path) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_training_that_fails_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: object, **__: object) -> Outcome:
+        raise TrainingError("the loss is NaN at step 3")
+
+    monkeypatch.setattr(demonstration, "train", failing)
+    assert demo(tmp_path) == 1
+    assert "prosma-ops demo: the loss is NaN at step 3" in capsys.readouterr().err
 
 
 def test_nothing_of_somebody_else_is_removed(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from prosma_ops.inference.processes import Processes
 from prosma_ops.inference.scores import ClassScores
 from prosma_ops.inference.segmenting import Segmenter
 from tests import two_processes
-from tests.data_folders import picture, square, volume
+from tests.data_folders import archives, picture, square, volume
 from tests.small_runs import Brightness
 
 
@@ -89,6 +89,14 @@ def test_distances_are_in_mm_where_there_is_a_spacing(tmp_path: Path) -> None:
     assert evaluation.unit == "mm"
     assert evaluation.values("class 1", "hd95") == [2.5]
     assert evaluation.summary("class 1", "dice").interval is None
+
+
+def test_a_stack_is_scored_as_one_volume(tmp_path: Path) -> None:
+    collection = recognise(archives(tmp_path))
+    segmenter = Segmenter(Brightness(threshold=-99.0), Preparation.of(survey(collection)), patch_size=(16, 16))
+    (case,) = (case for case in collection.cases if case.stack)
+    (found,) = evaluate(segmenter, [case]).cases[0].classes
+    assert (found.predicted, found.actual) == (5 * 16 * 16, square((5, 16, 16)).sum())
 
 
 def test_a_file_that_cannot_be_read_is_told_and_the_others_count(tmp_path: Path) -> None:

@@ -55,8 +55,7 @@ def scores(contestants: Sequence[Contestant]) -> str:
     head = ("class", "network", *(TITLES[score] + units[score] for score in shown))
     strong = [number for number, row in enumerate(rows) if row[0] == ALL]
     costs = [
-        (each.title, f"{each.parameters:,}", f"{each.seconds:.0f} s", f"{_last(each.steps(), 'wait_share'):.1%}")
-        for each in contestants
+        (each.title, f"{each.parameters:,}", f"{each.seconds:.0f} s", f"{_waiting(each):.1%}") for each in contestants
     ]
     cost_head = ("network", "parameters", "training", "data wait")
     return (
@@ -66,8 +65,10 @@ def scores(contestants: Sequence[Contestant]) -> str:
     )
 
 
-def _last(entries: Sequence[Mapping[str, Any]], key: str) -> float:
-    return float(entries[-1].get(key, math.nan)) if entries else math.nan
+def _waiting(contestant: Contestant) -> float:
+    """The share of the training's time that was spent waiting for data."""
+    shares = [entry["wait_share"] for entry in contestant.steps()]
+    return sum(shares) / len(shares) if shares else math.nan
 
 
 def _compared(first: Contestant, second: Contestant) -> str:
