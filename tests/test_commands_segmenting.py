@@ -118,7 +118,8 @@ def test_an_interrupt_ends_an_evaluation_quietly(tmp_path: Path, ran: Run, monke
     data = pictures(tmp_path / "data", 6)
     folder = run_folder(tmp_path / "run", data)
     monkeypatch.setattr(Segmenter, "labels", stop)
-    assert ran("evaluate", "--run", folder.path, "--data", data)[::2] == (130, "interrupted\n")
+    status, _, wrong = ran("evaluate", "--run", folder.path, "--data", data)
+    assert (status, wrong.strip()) == (130, "interrupted")
     assert not (folder.path / "evaluation-test").exists()
 
 

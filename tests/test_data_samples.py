@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -216,6 +218,19 @@ def test_going_on_from_a_step_and_workers_change_nothing() -> None:
     rest = list(batches(drawn, 2, 4, first=2, workers=1))
     assert len(rest) == 2
     assert all(same(batch, expected) for batch, expected in zip(rest, whole[2:], strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_signal_to_the_whole_group_leaves_the_workers_at_work() -> None:
+    drawn = samples("phantom:cases=5,size=16", (16, 16), augmentation=STRONG)
+    loader = iter(batches(drawn, 2, 12, workers=1))
+    found = [next(loader)]
+    (worker,) = loader._workers  # type: ignore[attr-defined]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    found += list(loader)
+    expected = list(batches(drawn, 2, 12, workers=0))
+    assert all(same(one, other) for one, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(

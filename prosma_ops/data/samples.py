@@ -7,6 +7,7 @@ that it would have had, and two processes with half of each batch draw together 
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -174,6 +175,14 @@ def batches(
         num_workers=workers,
         multiprocessing_context="fork" if fork else None,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_the_training,
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _leave_signals_to_the_training(_: int) -> None:
+    """Ctrl-C, `timeout` and schedulers signal the whole group: a worker that died of it would end the training before
+    its checkpoint. Workers end with their loader, or when the training is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
