@@ -111,15 +111,15 @@ def _tests(path: Path) -> dict[str, Any]:
     return {**counts, "failed": failed}
 
 
-def works(device: str, *, profiled: bool) -> Iterator[tuple[str, Work]]:
-    """(room, work) of every room that has a benchmark: those worth a profile, or all that train."""
+def works(device: str, *, profiled: bool | None) -> Iterator[tuple[str, Work]]:
+    """(room, work) of every room that has a benchmark: those worth a profile, or all that train; None: all."""
     from prosma_ops import backends, ops  # noqa: F401  (ops registers the operators)
 
     for room in dict.fromkeys(operator.room for operator in backends.OPERATORS.values()):
         if (machine.ROOT / "benchmarks" / f"{room}.py").exists():
             module = importlib.import_module(f".{room}", __package__)
             for work in of_operator(module, device).values():
-                if work.profiled if profiled else work.training:
+                if profiled is None or (work.profiled if profiled else work.training):
                     yield room, work
 
 

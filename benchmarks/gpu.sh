@@ -2,7 +2,7 @@
 # Build for the GPU present, test, check and measure on it (`make gpu`). Needs no network and no virtual environment: a
 # Python with torch >= 2.10, pytest, pytest-benchmark, pybind11, cmake and ninja, and nvcc for the CUDA kernels.
 #
-#     benchmarks/gpu.sh [build] [tests] [check] [bench] [profile] [sanitize]      no names: all of them, in this order
+#     benchmarks/gpu.sh [build] [tests] [check] [bench] [tune] [profile] [sanitize]      no names: all of them, in this order
 #
 #     PYTHON=python3   the interpreter          FORCE=1      repeat stages that are finished
 #     DEVICE=cpu       rehearse the stages on a machine without a GPU, in short form
@@ -17,7 +17,7 @@ PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-cuda}
 FORCE=${FORCE:-0}
 DEADLINE=$((SECONDS + ${MINUTES:-9} * 60))
-ALL=(build tests check bench profile sanitize)
+ALL=(build tests check bench tune profile sanitize)
 STAGES=("$@")
 [ $# -eq 0 ] && STAGES=("${ALL[@]}")
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
@@ -83,6 +83,15 @@ stage_bench() {
     "$PYTHON" -m benchmarks --device "$DEVICE" --output "$RESULTS" "${short[@]}"
 }
 
+# The table by which `auto` chooses between CUDA C++ and Triton, for the package to be installed with.
+stage_tune() {
+    if [ "$DEVICE" = cpu ]; then
+        echo "there is no GPU: nothing to choose between"
+    else
+        "$PYTHON" -m benchmarks.tune
+    fi
+}
+
 stage_profile() {
     run_module profile --device "$DEVICE" --output "$WORK/profile.json"
 }
@@ -92,13 +101,13 @@ stage_sanitize() {
 }
 
 # The longest a stage may take, in seconds.
-declare -A LIMIT=([build]=150 [tests]=120 [check]=120 [bench]=270 [profile]=90 [sanitize]=90)
+declare -A LIMIT=([build]=150 [tests]=120 [check]=120 [bench]=270 [tune]=60 [profile]=90 [sanitize]=90)
 
 DESTINATION=.
 # A rehearsal leaves the library that is installed here alone.
 [ "$DEVICE" = cpu ] && DESTINATION=$WORK/installed
 export PYTHON DEVICE RESULTS WORK DESTINATION
-export -f run_module stage_build stage_tests stage_check stage_bench stage_profile stage_sanitize
+export -f run_module stage_build stage_tests stage_check stage_bench stage_tune stage_profile stage_sanitize
 
 status=0
 for stage in "${STAGES[@]}"; do

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, tuned
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 BACKEND_VARIABLE = "PROSMA_OPS_BACKEND"
@@ -119,7 +119,7 @@ def choose(operator: Operator, tensors: Tensors) -> Implementation:
         if not can_run:
             raise RuntimeError(f"{operator.name}: backend {asked!r} was asked for and cannot run: {reason}")
         return implementation
-    for name in automatic_order(tensors):
+    for name in automatic_order(operator.name, tensors):
         implementation = operator.implementations[name]
         if implementation.can_run(tensors).can_run:
             return implementation
@@ -128,9 +128,22 @@ def choose(operator: Operator, tensors: Tensors) -> Implementation:
     raise RuntimeError(f"{operator.name}: no backend can run these tensors; see prosma_ops.explain")
 
 
-def automatic_order(tensors: Tensors) -> Sequence[str]:
+def automatic_order(operator: str, tensors: Tensors) -> Sequence[str]:
+    """Fastest first. On a GPU whose kind was measured, what was faster at the nearest size comes first."""
     first = leader(tensors)
-    return AUTOMATIC_ORDER.get("cpu" if first.is_cpu else first.device.type, ("reference",))
+    if first.is_cpu:
+        return AUTOMATIC_ORDER["cpu"]
+    order = AUTOMATIC_ORDER.get(first.device.type, ("reference",))
+    if first.is_cuda and torch.version.hip is None:
+        seconds = tuned.of_device(first.device.index)
+        best = (
+            tuned.fastest(seconds, operator, str(first.dtype).removeprefix("torch."), first.numel())
+            if seconds
+            else None
+        )
+        if best is not None:
+            return best, *(name for name in order if name != best)
+    return order
 
 
 def leader(tensors: Tensors) -> Tensor:
@@ -170,7 +183,7 @@ def explain(op: str | Callable[..., Any], *tensors: Tensor) -> Explanation:
     operator = OPERATORS[name]
     verdicts = {backend: operator.implementations[backend].can_run(tensors) for backend in BACKENDS}
     asked = current()
-    candidates = automatic_order(tensors) if asked == "auto" else (asked,)
+    candidates = automatic_order(name, tensors) if asked == "auto" else (asked,)
     chosen = next((backend for backend in candidates if verdicts[backend].can_run), None)
     return Explanation(name, verdicts, chosen)
 

@@ -4,12 +4,21 @@
 
 #include <cstddef>
 
+#include "../codebook.h"
 #include "../proximal_gate.h"
 
 namespace prosma::cuda {
 
+void proximal_gate_forward(const GateArguments& a);
+void proximal_gate_backward(const GateArguments& a);
+size_t proximal_gate_workspace(const GateArguments& a);
+
 void soft_threshold_forward(const ShrinkArguments& a);
 void soft_threshold_backward(const ShrinkArguments& a);
 size_t soft_threshold_workspace(const ShrinkArguments& a);
+
+void nearest_code_forward(const NearestArguments& a);
+size_t nearest_code_workspace(const NearestArguments& a);
+void code_statistics_forward(const StatisticsArguments& a);
 
 }  // namespace prosma::cuda

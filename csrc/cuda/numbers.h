@@ -39,6 +39,38 @@ __host__ __device__ __forceinline__ T to_stored(Computed<T> value) {
         return value;
 }
 
+// float16 or bfloat16, as a flag says at run time: for kernels that take long to compile, and little notice of it.
+struct Bits16 {
+    unsigned short bits;
+};
+
+// One number, through the read-only path.
+template <class T>
+__device__ __forceinline__ T load_one(const T* address) {
+    if constexpr (std::is_same_v<T, Bits16>)
+        return {__ldg(&address->bits)};
+    else
+        return __ldg(address);
+}
+
+template <class T>
+__device__ __forceinline__ Computed<T> decoded(T value, bool brain) {
+    if constexpr (std::is_same_v<T, Bits16>) {
+        if (brain) return __uint_as_float(unsigned(value.bits) << 16);
+        return __half2float(__ushort_as_half(value.bits));
+    } else {
+        return value;
+    }
+}
+
+template <class T>
+__device__ __forceinline__ T encoded(Computed<T> value, bool brain) {
+    if constexpr (std::is_same_v<T, Bits16>)
+        return {brain ? __bfloat16_as_ushort(__float2bfloat16(value)) : __half_as_ushort(__float2half(value))};
+    else
+        return value;
+}
+
 // Numbers side by side, aligned for one access.
 template <class T, int COUNT>
 struct alignas(sizeof(T) * COUNT) Pack {
@@ -106,6 +138,21 @@ void for_type(DataType type, const Body& body) {
         case DataType::float16: return body(float16{});
 #else
         default: throw std::invalid_argument("this build has float32 and bfloat16 only");
+#endif
+    }
+}
+
+// The same with both half types as Bits16; `brain` for bfloat16 is the caller's to pass on.
+template <class Body>
+void for_storage(DataType type, const Body& body) {
+    switch (type) {
+        case DataType::float32: return body(float{});
+        case DataType::float16:
+        case DataType::bfloat16: return body(Bits16{});
+#if !defined(PROSMA_FEW_TYPES)
+        case DataType::float64: return body(double{});
+#else
+        default: throw std::invalid_argument("this build has no float64");
 #endif
     }
 }

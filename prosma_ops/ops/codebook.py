@@ -179,10 +179,10 @@ def _reference_statistics(tokens: Tensor, index: Tensor, codes: int) -> tuple[Te
 LEADING = 4
 
 
-def _merged(vectors: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
+def _merged(vectors: Tensor, most: int = LEADING) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
     """Sizes and strides with the dimensions before the last merged where strides allow it, and filled up to LEADING.
 
-    The tensor itself is copied only if more of them stay: a slice of each of five dimensions, say.
+    The tensor itself is copied only if more than `most` of them stay: a slice of each of five dimensions, say.
     """
     sizes, strides = [1], [0]
     for size, stride in zip(vectors.shape[:-1], vectors.stride()[:-1], strict=True):
@@ -193,8 +193,8 @@ def _merged(vectors: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
         else:
             sizes.append(size)
             strides.append(stride)
-    if len(sizes) > LEADING:
-        return _merged(vectors.contiguous())
+    if len(sizes) > most:
+        return _merged(vectors.contiguous(), most)
     missing = LEADING - len(sizes)
     return vectors, (*(1,) * missing, *sizes, vectors.shape[-1]), (*(0,) * missing, *strides, vectors.stride(-1))
 
@@ -238,6 +238,70 @@ def _cpu_nearest_backward(grad: Tensor, index: Tensor, codes: int, dtype: torch.
     return _cpu_statistics(grad, index, codes)[0].to(dtype)
 
 
+# Backend "cuda": tokens of two leading dimensions at most. For the sums they are sorted by code, and each code's list
+# is cut into chunks; how many depends on the data, but it is at most tokens / CHUNK + codes: the host need not know.
+
+CHUNK = 256
+
+
+def _cuda_nearest(tokens: Tensor, codebook: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    module = native.required()
+    quantized, index = _fake_nearest(tokens, codebook, metric)
+    dtype, device, stream, _ = native.queued(tokens)
+    tokens, sizes, strides = _merged(tokens, 2)
+    codes = codebook.to(compute_dtype(tokens.dtype)).contiguous()
+    lost = torch.empty((), dtype=torch.int32, device=tokens.device)
+    workspace = native.workspace(module.nearest_code_cuda_workspace(dtype, sizes, strides, codes.shape[0]), tokens)
+    module.nearest_code_cuda_forward(
+        dtype,
+        device,
+        stream,
+        tokens.data_ptr(),
+        sizes,
+        strides,
+        codes.data_ptr(),
+        codes.shape[0],
+        METRICS.index(metric),
+        torch.get_float32_matmul_precision() == "highest",
+        *native.pointers((quantized, index, lost, workspace)),
+    )
+    errors.note(lost, NOT_FINITE)
+    return quantized, index
+
+
+def _cuda_statistics(tokens: Tensor, index: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+    index = _in_range(index, codes)
+    total, _ = _fake_statistics(tokens, index, codes)
+    found, order = index.reshape(-1).sort(stable=True)
+    numbers = torch.arange(codes + 1, device=index.device)
+    first = torch.searchsorted(found, numbers)
+    count = first.diff()
+    chunks = torch.nn.functional.pad(((count + CHUNK - 1) // CHUNK).cumsum(0), (1, 0))
+    most = found.numel() // CHUNK + min(codes, found.numel())
+    owner = torch.searchsorted(chunks[1:], torch.arange(most, device=index.device), right=True)
+    partial = total.new_empty(most, total.shape[-1])
+    dtype, device, stream, _ = native.queued(tokens)
+    tokens, sizes, strides = _merged(tokens, 2)
+    native.required().code_statistics_cuda_forward(
+        dtype,
+        device,
+        stream,
+        tokens.data_ptr(),
+        sizes,
+        strides,
+        codes,
+        *native.pointers((order, first, chunks, owner)),
+        CHUNK,
+        most,
+        *native.pointers((total, partial)),
+    )
+    return total, count
+
+
+def _cuda_nearest_backward(grad: Tensor, index: Tensor, codes: int, dtype: torch.dtype) -> Tensor:
+    return _cuda_statistics(grad, index, codes)[0].to(dtype)
+
+
 # Backend "triton": imported when it is first chosen.
 
 
@@ -275,7 +339,9 @@ _NEAREST = backends.register(
         "triton": Implementation(
             backends.triton_can_run, {"forward": _triton_nearest, "backward": _triton_nearest_backward}
         ),
-        "cuda": Implementation(backends.cuda_can_run("nearest_code"), {}),
+        "cuda": Implementation(
+            backends.cuda_can_run("nearest_code"), {"forward": _cuda_nearest, "backward": _cuda_nearest_backward}
+        ),
     },
 )
 _STATISTICS = backends.register(
@@ -285,7 +351,7 @@ _STATISTICS = backends.register(
         "reference": Implementation(backends.reference_can_run, {"forward": _reference_statistics}),
         "cpu": Implementation(backends.cpu_can_run, {"forward": _cpu_statistics}),
         "triton": Implementation(backends.triton_can_run, {"forward": _triton_statistics}),
-        "cuda": Implementation(backends.cuda_can_run("code_statistics"), {}),
+        "cuda": Implementation(backends.cuda_can_run("code_statistics"), {"forward": _cuda_statistics}),
     },
 )
 

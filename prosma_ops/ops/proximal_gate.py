@@ -263,6 +263,66 @@ def _cpu_soft_threshold_backward(grad: Tensor, x: Tensor, threshold: Tensor) -> 
 # Backend "cuda": the same on the device, in the layout of the leading tensor, with scratch memory from torch.
 
 
+def _cuda_forward(
+    field: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    skip: Tensor | None,
+    channel_gate: Tensor | None,
+    bias: Tensor | None,
+    dilations: Sequence[int],
+    activation: str,
+) -> Tensor:
+    out = torch.empty_like(field)
+    layout = native.layout(field)
+    parameters = native.parameters(compute_dtype(field.dtype), weight, threshold, channel_gate, bias)
+    inputs, results = native.arranged(layout, field, skip), native.destinations(layout, out)
+    native.required().proximal_gate_cuda_forward(
+        *native.queued(field),
+        weight.shape[-1],
+        tuple(dilations),
+        ACTIVATIONS.index(activation),
+        *native.placed(*inputs, *results),
+        *native.pointers(parameters),
+    )
+    native.deliver(results, (out,))
+    return out
+
+
+def _cuda_backward(
+    grad: Tensor,
+    field: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    skip: Tensor | None,
+    channel_gate: Tensor | None,
+    bias: Tensor | None,
+    dilations: Sequence[int],
+    activation: str,
+    needed: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    module = native.required()
+    gradients = empty_gradients((field, weight, threshold, skip, channel_gate, bias), needed)
+    dfield, dweight, dthreshold, dskip, dgate, dbias = (g if g.numel() else None for g in gradients)
+    dtype, layout = compute_dtype(field.dtype), native.layout(field)
+    parameters = native.parameters(dtype, weight, threshold, channel_gate, bias)
+    sums = native.parameters(dtype, dweight, dthreshold, dgate, dbias)
+    inputs, results = native.arranged(layout, grad, field, skip), native.destinations(layout, dfield, dskip)
+    work = native.queued(field)
+    kernels = (weight.shape[-1], tuple(dilations))
+    size = module.proximal_gate_cuda_workspace(work[0], work[-1], *kernels, *native.placed(inputs[1]))
+    workspace = native.workspace(size, field)
+    module.proximal_gate_cuda_backward(
+        *work,
+        *kernels,
+        ACTIVATIONS.index(activation),
+        *native.placed(*inputs, *results),
+        *native.pointers((*parameters, *sums, workspace)),
+    )
+    native.deliver((*results, *sums), (dfield, dskip, dweight, dthreshold, dgate, dbias))
+    return tuple(gradients)
+
+
 def _cuda_soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
     out = torch.empty_like(x)
     layout = native.layout(x)
@@ -323,7 +383,9 @@ _GATE = backends.register(
         "triton": Implementation(
             backends.triton_can_run, {"forward": _triton("forward"), "backward": _triton("backward")}
         ),
-        "cuda": Implementation(backends.cuda_can_run("proximal_gate"), {}),
+        "cuda": Implementation(
+            backends.cuda_can_run("proximal_gate"), {"forward": _cuda_forward, "backward": _cuda_backward}
+        ),
     },
 )
 _SHRINK = backends.register(

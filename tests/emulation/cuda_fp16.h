@@ -24,3 +24,6 @@ inline __half __float2half(float value) {
     const unsigned rounded = bits + 0xfff + (bits >> 13 & 1);
     return {static_cast<unsigned short>(sign | ((rounded >> 13) - (112 << 10)))};
 }
+
+inline __half __ushort_as_half(unsigned short bits) { return {bits}; }
+inline unsigned short __half_as_ushort(__half value) { return value.bits; }

@@ -1,5 +1,5 @@
 // CUDA's runtime as ordinary C++: the kernels of csrc/cuda, compiled with this header in the place of CUDA's own, run on
-// the CPU, where AddressSanitizer and UndefinedBehaviorSanitizer watch every access. What it holds them to is in README.md.
+// the CPU, where AddressSanitizer and UndefinedBehaviorSanitizer can watch every access. What they must keep to: README.md.
 //
 // A thread is a fiber. It runs until it has to wait for others, at a barrier or for the lanes of its warp, and then
 // the next one runs: forwards, backwards or in shuffled order. So whatever lacks a barrier is read before it is written
@@ -24,8 +24,14 @@
 #include <utility>
 #include <vector>
 
-#include <sanitizer/asan_interface.h>
 #include <sys/mman.h>
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#else
+// Without AddressSanitizer nobody has to be told of a stack.
+inline void __sanitizer_start_switch_fiber(void**, const void*, size_t) {}
+inline void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
+#endif
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
