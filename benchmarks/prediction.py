@@ -5,7 +5,8 @@
 
 A network with random weights, windows of 96^3 with an overlap of a half, from the file to the mask and its overlay. The
 limit is 2 GB, what the network needs for one window included. It runs on the first --windows only, and is taken to say
-"background" of the others: neither memory nor the time a window takes depend on how many there are.
+"background" of the others: neither memory nor the time a window takes depend on how many there are. Two are needed, as
+the map that all windows are added to is made after the first.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ def main() -> int:
     parser.add_argument("--flips", action="store_true")
     parser.add_argument("--probabilities", action="store_true")
     options = parser.parse_args()
+    if options.windows < 2:
+        parser.error(f"--windows must be at least 2, got {options.windows}")
     shape = tuple(options.shape)
 
     scheme = labels.found(range(options.classes))

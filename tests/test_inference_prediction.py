@@ -132,7 +132,7 @@ def test_an_image_of_the_training_is_no_obstacle(tmp_path: Path) -> None:
 def test_what_a_prediction_takes_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["--model", "unet", "--shape", "40", "24", "20", "--patch", "16", "--windows", "1", "--channels", "2"]
+    small = ["--model", "unet", "--shape", "40", "24", "20", "--patch", "16", "--windows", "2", "--channels", "2"]
     monkeypatch.setattr("sys.argv", ["prediction", *small])
     assert prediction.main() == 0
     said = capsys.readouterr().out
@@ -142,5 +142,5 @@ def test_what_a_prediction_takes_is_measured(
 
 @pytest.mark.slow
 def test_a_large_volume_takes_less_than_two_gigabytes_beside_the_model(python: Callable[..., Any]) -> None:
-    done = python(["-m", "benchmarks.prediction", "--windows", "1", "--channels", "4"])
+    done = python(["-m", "benchmarks.prediction", "--windows", "2", "--channels", "4"])
     assert done.returncode == 0, done.stdout + done.stderr
