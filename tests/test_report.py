@@ -152,17 +152,19 @@ def parity_record(operator: str, ratio: float, ok: bool = True) -> dict[str, Any
 
 
 def test_parity_shows_the_worst_of_each_operator() -> None:
-    records = [
-        parity_record("sinkhorn", 0.25),
-        parity_record("sinkhorn", 0.5),
-        parity_record("soft_threshold", 2, False),
-    ]
+    records = [parity_record("sinkhorn", 0.25), parity_record("sinkhorn", 0.5)]
+    records.append(parity_record("soft_threshold", 2, ok=False))
+    records.append(parity_record("sinkhorn", 0.125) | {"implementation": "triton", "dtype": "float16"})
     html = measurements.parity({"records": records})
-    rows = re.findall(r"<tr>(.*?)</tr>", html)[1:]
-    assert [re.findall(r">([^<]*)</td>", row) for row in rows] == [
-        ["sinkhorn", "cpu (v4)", "float32", "2", "0.50", "pass"],
-        ["soft_threshold", "cpu (v4)", "float32", "1", "2.00", "FAIL"],
+    rows = [re.findall(r"<t[hd]([^>]*)>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", html)]
+    note = '<br><span class="note">'
+    good, bad = ' class="good"', ' class="bad"'
+    assert rows == [
+        [("", "operator"), ("", "cpu (v4)"), ("", "triton")],
+        [("", "sinkhorn"), (good, f"pass{note}0.50</span>"), (good, f"pass{note}0.12</span>")],
+        [("", "soft_threshold"), (bad, f"FAIL{note}2.00</span>"), ("", "not run")],
     ]
+    assert "4 tensors in float32, float16" in html
     unbounded = measurements.parity({"records": [parity_record("sinkhorn", 1) | {"error": None, "ok": False}]})
     assert "no bound" in unbounded
 

@@ -98,9 +98,9 @@ def table(
     what stands on a second line of a cell is set smaller."""
 
     def cell(kind: str, place: int, text: str) -> str:
-        names = ["number"] * (place in numbers) + {"pass": ["good"], "FAIL": ["bad"]}.get(text, [])
-        marked = f' class="{" ".join(names)}"' if names else ""
         first, _, second = text.partition("\n")
+        names = ["number"] * (place in numbers) + {"pass": ["good"], "FAIL": ["bad"]}.get(first, [])
+        marked = f' class="{" ".join(names)}"' if names else ""
         more = f'<br><span class="note">{escape(second)}</span>' if second else ""
         return f"<{kind}{marked}>{escape(first)}{more}</{kind}>"
 
