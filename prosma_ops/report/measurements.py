@@ -26,7 +26,7 @@ def read(path: Path, key: str) -> dict[str, Any]:
 
 
 def parity(content: Mapping[str, Any]) -> str:
-    """A line for each operator, a column for each implementation: the worst error as a share of what the rule allows."""
+    """A line for each operator, a column for each implementation: its worst error as a share of what is allowed."""
     records = content["records"]
     operators, names = (
         list(dict.fromkeys(record[key] for record in records)) for key in ("operator", "implementation")
