@@ -61,6 +61,10 @@ struct MixingArguments {
     void* concat_bias_grad = nullptr;
     void* attention_weight_grad = nullptr;
     void* attention_bias_grad = nullptr;
+
+    // CUDA only.
+    Queue queue;
+    void* workspace = nullptr;
 };
 
 }  // namespace prosma

@@ -23,6 +23,7 @@ EMULATION = ROOT / "tests/emulation"
 KERNELS = {
     "proximal_gate": "[ps]*.cu",
     "codebook": "code*.cu",
+    "logit_mixing": "logit_mixing*.cu",
 }
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1")
 # Python and torch keep memory to their end; fibers have stacks that the sanitizer does not know of beforehand.

@@ -44,6 +44,10 @@ WIDE = {
         r"nearest_kernel<true, float>": ("LDG.E.128", "LDS.128", "HMMA"),
         r"nearest_kernel<false, double>": ("DMMA",),
     },
+    "logit_mixing": {
+        r"statistics_kernel<float>": ("LDS.128", "STS.128"),
+        r"gradient_kernel<float>": ("LDS.128", "STS.128"),
+    },
 }
 
 

@@ -12,6 +12,7 @@ from tests import cuda_emulation
 OPERATORS = {
     "proximal_gate": ("proximal_gate", "soft_threshold"),
     "codebook": ("nearest_code", "code_statistics"),
+    "logit_mixing": ("mixed_logit_statistics",),
 }
 # Forwards, backwards, and two shuffles.
 ORDERS = (0, -1, 1, 2)

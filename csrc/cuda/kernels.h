@@ -5,6 +5,7 @@
 #include <cstddef>
 
 #include "../codebook.h"
+#include "../logit_mixing.h"
 #include "../proximal_gate.h"
 
 namespace prosma::cuda {
@@ -20,5 +21,9 @@ size_t soft_threshold_workspace(const ShrinkArguments& a);
 void nearest_code_forward(const NearestArguments& a);
 size_t nearest_code_workspace(const NearestArguments& a);
 void code_statistics_forward(const StatisticsArguments& a);
+
+void mixed_logit_statistics_forward(const MixingArguments& a);
+void mixed_logit_statistics_backward(const MixingArguments& a);
+size_t mixed_logit_statistics_workspace(const MixingArguments& a, bool of_backward);
 
 }  // namespace prosma::cuda

@@ -290,7 +290,7 @@ def _reference_backward(*arguments: Any) -> list[Tensor]:
     ]
 
 
-# Backends "cpu" and "triton": imported when first chosen.
+# Backends "cpu", "cuda" and "triton": imported when first chosen.
 
 
 def _function(module: str, name: str) -> Callable[..., Any]:
@@ -300,7 +300,7 @@ def _function(module: str, name: str) -> Callable[..., Any]:
     return run
 
 
-_CPU, _TRITON = ".logit_mixing_cpu", "..triton_kernels.logit_mixing"
+_NATIVE, _TRITON = ".logit_mixing_native", "..triton_kernels.logit_mixing"
 
 
 def _if_written(module: str, can_run: Callable[[Tensors], Verdict]) -> Callable[[Tensors], Verdict]:
@@ -312,8 +312,8 @@ def _if_written(module: str, can_run: Callable[[Tensors], Verdict]) -> Callable[
     return answer
 
 
-def _functions(module: str) -> dict[str, Callable[..., Any]]:
-    return {name: _function(module, name) for name in ("forward", "backward")}
+def _functions(module: str, prefix: str = "") -> dict[str, Callable[..., Any]]:
+    return {name: _function(module, prefix + name) for name in ("forward", "backward")}
 
 
 _MIXING = backends.register(
@@ -324,9 +324,9 @@ _MIXING = backends.register(
             backends.reference_can_run,
             {"forward": reference.mixed_logit_statistics, "backward": _reference_backward},
         ),
-        "cpu": Implementation(backends.cpu_can_run, _functions(_CPU)),
+        "cpu": Implementation(backends.cpu_can_run, _functions(_NATIVE, "cpu_")),
         "triton": Implementation(_if_written(_TRITON, backends.triton_can_run), _functions(_TRITON)),
-        "cuda": Implementation(backends.cuda_can_run("mixed_logit_statistics"), {}),
+        "cuda": Implementation(backends.cuda_can_run("mixed_logit_statistics"), _functions(_NATIVE, "cuda_")),
     },
 )
 

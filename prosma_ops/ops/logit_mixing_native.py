@@ -1,11 +1,12 @@
-"""Backend "cpu" of mixed_logit_statistics: the native library sees pointers and strides.
+"""Backends "cpu" and "cuda" of mixed_logit_statistics: the native library sees pointers and strides.
 
 Parameters and the gradients of the sums are small, so it takes them contiguous and in the dtype that it computes in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,32 @@ LABEL_DTYPES = {
 LARGEST_INDEX = 1 << 62
 
 
+# How the native function is called: (leader, shared arguments, sums or their gradients, the rest).
+Call = Callable[[Tensor, tuple[Any, ...], tuple[int, ...], Sequence[Any]], None]
+
+
+def _cpu_forward(first: Tensor, shared: tuple[Any, ...], sums: tuple[int, ...], counts: Sequence[Any]) -> None:
+    native.required().mixed_logit_statistics_forward(shared, sums, *counts)
+
+
+def _cpu_backward(first: Tensor, shared: tuple[Any, ...], sums: tuple[int, ...], grads: Sequence[Any]) -> None:
+    native.required().mixed_logit_statistics_backward(shared, sums, *grads)
+
+
+def _cuda_forward(first: Tensor, shared: tuple[Any, ...], sums: tuple[int, ...], counts: Sequence[Any]) -> None:
+    module = native.required()
+    workspace = native.workspace(module.mixed_logit_statistics_cuda_workspace(shared, sums, (), ()), first)
+    module.mixed_logit_statistics_cuda_forward(shared, *native.queue(first.device), workspace.data_ptr(), sums, *counts)
+
+
+def _cuda_backward(first: Tensor, shared: tuple[Any, ...], sums: tuple[int, ...], grads: Sequence[Any]) -> None:
+    module = native.required()
+    workspace = native.workspace(module.mixed_logit_statistics_cuda_workspace(shared, (), *grads), first)
+    module.mixed_logit_statistics_cuda_backward(shared, *native.queue(first.device), workspace.data_ptr(), sums, *grads)
+
+
 def forward(
+    run: Call,
     logits: Sequence[Tensor],
     target: Tensor,
     concat_weight: Tensor | None,
@@ -57,16 +83,16 @@ def forward(
     sums = [first.new_empty(table, dtype=compute_dtype(first.dtype)) for _ in range(4 + log_probability)]
     counts = [first.new_empty(shape, dtype=torch.int64) for shape in ((*images, classes), images, images)]
     settings = (operators, activation, domain, ignore_index, align_corners, per_sample)
-    addresses = native.pointers([*sums, *[None] * (5 - len(sums))])
-    native.required().mixed_logit_statistics_forward(
-        _shared(logits, target, parameters, *settings), tuple(addresses), *native.pointers(counts)
-    )
+    shared = _shared(logits, target, parameters, *settings)
+    addresses = tuple(native.pointers([*sums, *[None] * (5 - len(sums))]))
+    run(first, shared, addresses, native.pointers(counts))
     if not log_probability:
         sums.append(sums[0].new_empty(0))
     return (*sums, *counts)
 
 
 def backward(
+    run: Call,
     grad_cross_entropy: Tensor | None,
     grad_intersection: Tensor | None,
     grad_probability: Tensor | None,
@@ -100,12 +126,9 @@ def backward(
         dtype, grad_cross_entropy, grad_intersection, grad_probability, grad_square, grad_log_probability
     )
     settings = (operators, activation, domain, ignore_index, align_corners, per_sample)
-    native.required().mixed_logit_statistics_backward(
-        _shared(logits, target, parameters, *settings),
-        tuple(native.pointers(sums)),
-        tuple(tuple(native.placed(level)) for level in levels),
-        tuple(native.pointers(results)),
-    )
+    shared = _shared(logits, target, parameters, *settings)
+    placed = tuple(tuple(native.placed(level)) for level in levels)
+    run(logits[0], shared, tuple(native.pointers(sums)), (placed, tuple(native.pointers(results))))
     native.deliver(results, destinations)
     return gradients
 
@@ -142,3 +165,7 @@ def _shared(
         per_sample,
         tuple(native.pointers(parameters)),
     )
+
+
+cpu_forward, cpu_backward = partial(forward, _cpu_forward), partial(backward, _cpu_backward)
+cuda_forward, cuda_backward = partial(forward, _cuda_forward), partial(backward, _cuda_backward)
