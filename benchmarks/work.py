@@ -115,10 +115,15 @@ def runner(problem: Problem, contestant: Contestant) -> Callable[[], Any]:
 
     def forward_and_backward() -> tuple[Any, Sequence[Tensor]]:
         results = function(**inputs, **settings)
-        outputs = [results] if isinstance(results, Tensor) else [result for result in results if result is not None]
+        outputs = [results] if isinstance(results, Tensor) else differentiable(results)
         return results, torch.autograd.grad(outputs, wanted, grads)
 
     return forward_and_backward
+
+
+def differentiable(results: Sequence[Tensor | None]) -> list[Tensor]:
+    """Those that gradients come in for: not the indices among them."""
+    return [result for result in results if result is not None and result.dtype.is_floating_point]
 
 
 def as_function(contestant: Contestant) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    codebook,
     floors,
     gpu,
     harness,
@@ -307,7 +308,9 @@ def test_the_readme_shows_the_newest_run_of_each_operator_and_kind_of_machine(tm
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("operator", [proximal_gate, transport, logit_mixing], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "operator", [proximal_gate, transport, codebook, logit_mixing], ids=lambda module: module.__name__
+)
 def test_works_have_names_of_their_own_and_targets_that_can_be_judged(operator: ModuleType, device: str) -> None:
     works = operator.works(device)
     assert len({one.key for one in works}) == len(works)
@@ -394,3 +397,11 @@ def test_one_run_does_the_forward_or_the_gradients_of_everything() -> None:
     forward = tiny_work(eager)
     assert not work.runner(forward.problem(CPU), forward.ours)().requires_grad
     assert timing.timer(forward, forward.ours, [forward.problem(CPU)]).seconds() > 0
+
+
+def test_results_without_gradients_are_left_out_of_the_backward() -> None:
+    """The indices that nearest_code returns beside the codes."""
+    training = next(one for one in codebook.works("cpu") if one.training)
+    for contestant in training.contestants:
+        _, (gradient,) = work.runner(training.problem(CPU, training.tiny), contestant)()
+        assert gradient.shape == (codebook.CODES, training.tiny[-1])
