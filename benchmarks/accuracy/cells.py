@@ -16,10 +16,11 @@ LOSS_NAMES = {
     "deep_supervision": "deep supervision",
 }
 
-# The same for every network, loss, seed and share of a data set.
+# The same for every network, loss, seed and share of a data set; all else is the default. A step on two volumes of
+# 40x56x40 took one core 1.4 s with `prosma_unet` and LoMix, 0.9 s with `unet` and one output (Cascade Lake, 2.5 GHz).
 TRAININGS: dict[str, dict[str, Any]] = {
-    "hippocampus": {"steps": 2000, "epoch_steps": 250},
-    "usgra": {"size": [256, 256], "steps": 2000, "epoch_steps": 250},
+    "hippocampus": {"steps": 1000, "epoch_steps": 250},
+    "usgra": {"size": [256, 256], "steps": 1000, "epoch_steps": 250},
 }
 
 
