@@ -116,7 +116,7 @@ class Training:
         """Trains until the end, or until a signal or patience ends it. Raises `TrainingError`."""
         try:
             self._go()
-        except BadFileError as error:
+        except (BadFileError, OSError) as error:  # TensorBoard's writer tells of a full disk in the system's words
             stopped = f"the training has stopped at step {self.at.step}"
             raise TrainingError(f"{error}; {stopped}. {self.resumption()}") from error
         return self.at

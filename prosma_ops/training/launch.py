@@ -98,6 +98,8 @@ def begun(configuration: Configuration, out: Path, fabric: Fabric, console: Cons
     """A new run: its data looked at, its plan made, its folder written by the first process."""
     if not configuration.data:
         raise ValueError("data is not given: --data names a folder of images, or is `phantom` for generated ones")
+    if Path(configuration.data).is_dir():  # so that it is found again from another folder
+        configuration = configuration.replaced(data=str(Path(configuration.data).absolute()))
     found = inspect(configuration.data, configuration.split_seed, progress=track if console is not None else silent)
     plan = planned(configuration, found, fabric.world_size)
     if console is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
@@ -116,7 +116,13 @@ def reporting(run: RunFolder, console: Console, first_step: int) -> Iterator[Rep
 
             # Curves that a killed run had written beyond its last checkpoint are hidden.
             writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=first_step + 1)
-            stack.callback(writer.close)
+            stack.callback(_close, writer)
         reporter = Reporter(run, console, writer)
         stack.enter_context(reporter.bar)
         yield reporter
+
+
+def _close(writer: SummaryWriter) -> None:
+    """A full disk, which keeps the last curves from being written, was told before."""
+    with suppress(OSError):
+        writer.close()
