@@ -239,6 +239,7 @@ train({settings!r}, Path("run"))
 """
 
 
+@pytest.mark.slow
 def test_killed_by_the_system_while_it_writes(whole: Path, tmp_path: Path, python: Callable[..., Any]) -> None:
     done = python(CHILD.format(write=6, settings=EVERYTHING), OMP_NUM_THREADS="1")
     assert done.returncode == -signal.SIGKILL, done.stderr
