@@ -88,11 +88,9 @@ def run(
 
     `orders`: 0 forwards, -1 backwards, else the seed of a shuffle. `cases`: only those whose name holds this.
     """
-    compiled_with = [compiler(), "-print-file-name=libasan.so"]
-    sanitizer = subprocess.run(compiled_with, capture_output=True, text=True, check=True).stdout.strip()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PROSMA_")}
     if sanitized:
-        environment |= {"LD_PRELOAD": sanitizer, "ASAN_OPTIONS": OPTIONS, "UBSAN_OPTIONS": "print_stacktrace=1"}
+        environment |= {"LD_PRELOAD": _preloaded(), "ASAN_OPTIONS": OPTIONS, "UBSAN_OPTIONS": "print_stacktrace=1"}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     settings = {"module": str(module), "operators": list(operators), "size": size, "orders": list(orders)}
     settings |= {"dtypes": list(dtypes), "chip": [int(number) for number in chip.split(".")], "cases": cases}
@@ -107,6 +105,16 @@ def run(
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[:8000]
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def _preloaded() -> str:
+    """The sanitizer, and the library in which it looks, at its start, for how exceptions are thrown."""
+
+    def path(name: str) -> str:
+        command = [compiler(), f"-print-file-name={name}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    return f"{path('libasan.so')} {path('libstdc++.so')}"
 
 
 def failures(records: Sequence[dict[str, Any]]) -> list[str]:

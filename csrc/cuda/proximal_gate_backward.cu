@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(1 << Threads<T, DIM, LAST>::LOG_THREADS)
 }
 
 template <class T, bool LAST>
-__global__ void __launch_bounds__(1 << GENERIC_LOG_THREADS)
+__global__ void __launch_bounds__(1 << GENERIC_LOG_THREADS, 2)  // else ptxas aims at 64 registers, and spills one
     gate_gradients_generic(const __grid_constant__ Plan p, Backward<T> b) {
     const GenericPlace<LAST> place(p, blockIdx.x / 2);
     if (blockIdx.x % 2 == 0) {
