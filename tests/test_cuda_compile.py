@@ -33,12 +33,12 @@ WIDE = {
     },
     "proximal_gate": {
         r"gate_forward_stencil<float, 2, false>": ("LDG.E.128", "STG.E.128", "LDS.128", "STS.128"),
-        r"gate_forward_stencil<__nv_bfloat16, 3, false>": ("LDG.E.128", "STG.E.128", "LDS.128"),
+        r"gate_forward_stencil<Bits16, 3, false>": ("LDG.E.128", "STG.E.128", "LDS.128"),
         r"gate_forward_stencil<float, 3, true>": ("LDG.E.128", "STS.128"),
     },
     "proximal_gate_backward": {
         r"gate_backward_stencil<float, 2, false>": ("LDG.E.128", "STG.E.128", "LDS.128"),
-        r"gate_gradients_stencil<__half, 3, false>": ("LDG.E.128", "STG.E.128", "LDS.128"),
+        r"gate_gradients_stencil<Bits16, 3, false>": ("LDG.E.128", "STG.E.128", "LDS.128"),
     },
     "codebook": {
         r"nearest_kernel<true, float>": ("LDG.E.128", "LDS.128", "HMMA"),
