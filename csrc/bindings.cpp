@@ -75,6 +75,7 @@ PYBIND11_MODULE(_native, module) {
     prosma::bindings::proximal_gate_cuda(module);
     prosma::bindings::codebook_cuda(module);
     prosma::bindings::logit_mixing_cuda(module);
+    prosma::bindings::transport_cuda(module);
     module.def("cuda_fma_rate", &prosma::cuda::fma_rate, py::arg("seconds"), py::arg("double_precision") = false, unlocked);
     module.def("cuda_exp_rate", &prosma::cuda::exp_rate, py::arg("seconds"), unlocked);
     module.def("cuda_copy_rate", &prosma::cuda::copy_rate, py::arg("bytes"), py::arg("seconds"), unlocked);

@@ -24,6 +24,7 @@ KERNELS = {
     "proximal_gate": "[ps]*.cu",
     "codebook": "code*.cu",
     "logit_mixing": "logit_mixing*.cu",
+    "transport": "transport_*.cu",
 }
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1")
 # Python and torch keep memory to their end; fibers have stacks that the sanitizer does not know of beforehand.

@@ -28,6 +28,7 @@ void transport(py::module_& module);
 void proximal_gate_cuda(py::module_& module);
 void codebook_cuda(py::module_& module);
 void logit_mixing_cuda(py::module_& module);
+void transport_cuda(py::module_& module);
 
 // Fills `to` from a tuple of the leading axes (B, C) and one to three spatial ones, which are the last of D, H, W.
 inline void spread(const py::tuple& from, int64_t missing, int64_t* to) {

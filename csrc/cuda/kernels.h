@@ -7,6 +7,7 @@
 #include "../codebook.h"
 #include "../logit_mixing.h"
 #include "../proximal_gate.h"
+#include "../transport.h"
 
 namespace prosma::cuda {
 
@@ -25,5 +26,13 @@ void code_statistics_forward(const StatisticsArguments& a);
 void mixed_logit_statistics_forward(const MixingArguments& a);
 void mixed_logit_statistics_backward(const MixingArguments& a);
 size_t mixed_logit_statistics_workspace(const MixingArguments& a, bool of_backward);
+
+void transport_forward(const TransportArguments& a);
+size_t transport_forward_workspace(const TransportArguments& a);
+void transport_backward(const TransportArguments& a);
+size_t transport_backward_workspace(const TransportArguments& a);
+void apply_plan_forward(const ApplyArguments& a);
+void apply_plan_backward(const ApplyArguments& a);
+size_t apply_plan_workspace(const ApplyArguments& a);
 
 }  // namespace prosma::cuda

@@ -34,12 +34,14 @@ NATIVE = {
 }
 
 
-def _imported(module: str) -> Callable[[str], Function]:
-    """The functions of a module that is imported when one of them is first called."""
+def _imported(module: str, library: str | None = None) -> Callable[[str], Function]:
+    """The functions of a module that is imported when one of them is first called; `library`: what they take first."""
 
     def function_of(name: str) -> Function:
         def run(*arguments: Any) -> Any:
-            return getattr(importlib.import_module(module, __package__), name)(*arguments)
+            found = importlib.import_module(module, __package__)
+            leading = () if library is None else (getattr(found, library),)
+            return getattr(found, name)(*leading, *arguments)
 
         return run
 
@@ -78,9 +80,9 @@ def _register(name: str, function: str, change: Callable[[Function], Function] =
 
     implementations = {
         "reference": Implementation(backends.reference_can_run, functions(_reference)),
-        "cpu": Implementation(_cpu_can_run(f"{function}_forward"), functions(_imported(".transport_cpu"))),
+        "cpu": Implementation(_cpu_can_run(f"{function}_forward"), functions(_imported(".transport_native", "CPU"))),
         "triton": Implementation(backends.triton_can_run, functions(_imported("..triton_kernels.transport"))),
-        "cuda": Implementation(backends.cuda_can_run(name), {}),
+        "cuda": Implementation(backends.cuda_can_run(name), functions(_imported(".transport_native", "CUDA"))),
     }
     return backends.register(name, "transport", implementations)
 

@@ -1,4 +1,4 @@
-"""Backend "cpu" of the operators of transport: the native library sees pointers and strides.
+"""Backends "cpu" and "cuda" of the operators of transport: the native library sees pointers and strides.
 
 Scores, tokens and the gradient of the plan come with any strides. What is small, the reference, potentials and values
 and their gradients, the library takes contiguous and in the dtype that it computes in.
@@ -7,6 +7,7 @@ and their gradients, the library takes contiguous and in the dtype that it compu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,15 +16,48 @@ from .. import native
 from ..reference.precision import compute_dtype
 
 
+class Library:
+    """The native functions of one backend, all called alike."""
+
+    def call(self, function: str, leader: Tensor, sizes: tuple[int, ...], *arguments: Any) -> None:
+        raise NotImplementedError
+
+
+class _Cpu(Library):
+    def call(self, function: str, leader: Tensor, sizes: tuple[int, ...], *arguments: Any) -> None:
+        getattr(native.required(), function)(*native.work(leader, sizes), *arguments)
+
+
+class _Cuda(Library):
+    """Queued on the current stream, with scratch memory that the caching allocator gives."""
+
+    def call(self, function: str, leader: Tensor, sizes: tuple[int, ...], *arguments: Any) -> None:
+        operator, direction = function.rsplit("_", 1)
+        name = f"{operator}_cuda_{direction}"
+        work = native.queued(leader, sizes)
+        size = getattr(native.required(), f"{name}_workspace")(work[0], sizes, *arguments)
+        workspace = native.workspace(size, leader)
+        getattr(native.required(), name)(*work, *arguments, workspace.data_ptr())
+
+
+CPU, CUDA = _Cpu(), _Cuda()
+
+
 def _masses(row_mass: Tensor, column_mass: Tensor) -> tuple[tuple[int, ...], tuple[Tensor, Tensor]]:
     """Where they are, and what has to live until they are read: an inner stride of 1 is promised, but of 1 element."""
     row, column = (mass if mass.stride(-1) == 1 else mass.contiguous() for mass in (row_mass, column_mass))
     return (row.data_ptr(), row.stride(0), column.data_ptr(), column.stride(0)), (row, column)
 
 
-def _as(dtype: torch.dtype, like: Tensor, wanted: bool = True) -> Tensor | None:
-    """Room for a gradient of `like`, in the dtype that is computed in."""
-    return torch.empty(like.shape, dtype=dtype) if wanted else None
+def _room(leader: Tensor, dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=leader.device)
+
+
+def _as(dtype: torch.dtype, leader: Tensor, like: Tensor, wanted: bool) -> Tensor | None:
+    """Room for a gradient of `like`, in the dtype that is computed in; that of an empty batch is 0."""
+    if not wanted:
+        return None
+    return _room(leader, dtype, *like.shape) if leader.shape[0] else torch.zeros_like(like, dtype=dtype)
 
 
 def _delivered(results: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -35,6 +69,7 @@ def _delivered(results: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> tu
 
 
 def plan_forward(
+    library: Library,
     scores: Tensor,
     row_mass: Tensor,
     column_mass: Tensor,
@@ -46,12 +81,14 @@ def plan_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, rows, columns = scores.shape
     dtype = compute_dtype(scores.dtype)
-    plan = torch.empty((batch, rows, columns) if with_plan else (0,), dtype=scores.dtype)
-    row, column = torch.empty((batch, rows), dtype=dtype), torch.empty((batch, columns), dtype=dtype)
-    history, count = torch.empty((batch, keep, columns), dtype=torch.float64), torch.empty((batch,), dtype=torch.int32)
+    plan = _room(scores, scores.dtype, *((batch, rows, columns) if with_plan else (0,)))
+    row, column = _room(scores, dtype, batch, rows), _room(scores, dtype, batch, columns)
+    history, count = _room(scores, torch.float64, batch, keep, columns), _room(scores, torch.int32, batch)
     masses, alive = _masses(row_mass, column_mass)
-    native.required().transport_plan_forward(
-        *native.work(scores, (batch, 1, rows, columns, 0)),
+    library.call(
+        "transport_plan_forward",
+        scores,
+        (batch, 1, rows, columns, 0),
         *native.placed(scores),
         0,
         False,
@@ -67,6 +104,7 @@ def plan_forward(
 
 
 def plan_backward(
+    library: Library,
     grad_plan: Tensor | None,
     grad_row: Tensor | None,
     grad_column: Tensor | None,
@@ -84,10 +122,12 @@ def plan_backward(
         grad_plan = grad_plan.to(scores.dtype)
     potentials = native.parameters(dtype, grad_row, grad_column)
     saved = [history.contiguous(), count.contiguous()]
-    dscores = torch.empty(scores.shape, dtype=dtype)
+    dscores = _room(scores, dtype, *scores.shape)
     masses, alive = _masses(row_mass, column_mass)
-    native.required().transport_plan_backward(
-        *native.work(scores, (batch, 1, rows, columns, 0)),
+    library.call(
+        "transport_plan_backward",
+        scores,
+        (batch, 1, rows, columns, 0),
         *native.placed(scores),
         0,
         False,
@@ -106,6 +146,7 @@ def plan_backward(
 
 
 def align_forward(
+    library: Library,
     tokens: Tensor,
     reference: Tensor,
     row_mass: Tensor,
@@ -120,15 +161,15 @@ def align_forward(
     heads, columns, _ = reference.shape
     dtype = compute_dtype(tokens.dtype)
     parameters = native.parameters(dtype, reference)
-    aligned = torch.empty((batch, heads, columns, depth), dtype=dtype)
-    row, column = torch.empty((batch, heads, rows), dtype=dtype), torch.empty((batch, heads, columns), dtype=dtype)
-    history, count = (
-        torch.empty((batch, heads, keep, columns), dtype=torch.float64),
-        torch.empty((batch, heads), dtype=torch.int32),
-    )
+    aligned = _room(tokens, dtype, batch, heads, columns, depth)
+    row, column = _room(tokens, dtype, batch, heads, rows), _room(tokens, dtype, batch, heads, columns)
+    history = _room(tokens, torch.float64, batch, heads, keep, columns)
+    count = _room(tokens, torch.int32, batch, heads)
     masses, alive = _masses(row_mass, column_mass)
-    native.required().transport_align_forward(
-        *native.work(tokens, (batch, heads, rows, columns, depth)),
+    library.call(
+        "transport_align_forward",
+        tokens,
+        (batch, heads, rows, columns, depth),
         *native.placed(tokens),
         *native.pointers(parameters),
         score == 1,
@@ -144,6 +185,7 @@ def align_forward(
 
 
 def align_backward(
+    library: Library,
     grad_aligned: Tensor | None,
     grad_row: Tensor | None,
     grad_column: Tensor | None,
@@ -163,12 +205,14 @@ def align_backward(
     dtype = compute_dtype(tokens.dtype)
     parameters = native.parameters(dtype, reference)
     grads = native.parameters(dtype, grad_aligned, grad_row, grad_column)
-    results = [_as(dtype, like, wanted) for like, wanted in zip((tokens, reference), needed, strict=True)]
+    results = [_as(dtype, tokens, like, wanted) for like, wanted in zip((tokens, reference), needed, strict=True)]
     saved = [history.contiguous(), count.contiguous()]
     masses, alive = _masses(row_mass, column_mass)
     address, *others = native.pointers(grads)
-    native.required().transport_align_backward(
-        *native.work(tokens, (batch, heads, rows, columns, depth)),
+    library.call(
+        "transport_align_backward",
+        tokens,
+        (batch, heads, rows, columns, depth),
         *native.placed(tokens),
         *native.pointers(parameters),
         score == 1,
@@ -187,6 +231,7 @@ def align_backward(
 
 
 def apply_forward(
+    library: Library,
     tokens: Tensor,
     reference: Tensor,
     row: Tensor,
@@ -201,10 +246,12 @@ def apply_forward(
     width = values.shape[-1]
     dtype = compute_dtype(tokens.dtype)
     parameters = native.parameters(dtype, reference, row, column, values)
-    out = torch.empty((batch, heads, columns, width) if columns_side else (batch, rows, width), dtype=dtype)
+    out = _room(tokens, dtype, *((batch, heads, columns, width) if columns_side else (batch, rows, width)))
     place, *others = native.pointers(parameters)
-    native.required().apply_plan_forward(
-        *native.work(tokens, (batch, heads, rows, columns, depth, width)),
+    library.call(
+        "apply_plan_forward",
+        tokens,
+        (batch, heads, rows, columns, depth, width),
         *native.placed(tokens),
         place,
         score == 1,
@@ -217,6 +264,7 @@ def apply_forward(
 
 
 def apply_backward(
+    library: Library,
     grad: Tensor,
     tokens: Tensor,
     reference: Tensor,
@@ -233,10 +281,12 @@ def apply_backward(
     dtype = compute_dtype(tokens.dtype)
     parameters = native.parameters(dtype, reference, row, column, values, grad)
     inputs = (tokens, reference, row, column, values)
-    results = [_as(dtype, like, wanted) for like, wanted in zip(inputs, needed, strict=True)]
+    results = [_as(dtype, tokens, like, wanted) for like, wanted in zip(inputs, needed, strict=True)]
     addresses = native.pointers(parameters)
-    native.required().apply_plan_backward(
-        *native.work(tokens, (batch, heads, rows, columns, depth, values.shape[-1])),
+    library.call(
+        "apply_plan_backward",
+        tokens,
+        (batch, heads, rows, columns, depth, values.shape[-1]),
         *native.placed(tokens),
         addresses[0],
         score == 1,
