@@ -15,8 +15,8 @@ OPERATORS = {
     "logit_mixing": ("mixed_logit_statistics",),
     "transport": ("sinkhorn", "transport_plan", "transport_align", "apply_plan"),
 }
-# What a room is run on besides: the size of the cases, a part of their names, and the GPU whose limits hold. Transport goes
-# another way where a row has more columns than a warp keeps, and has no clusters before 9.0.
+# What a room is run on besides: the size of the cases, a part of their names, and the GPU whose limits hold. Transport
+# goes another way where a row has more columns than a warp keeps, and has no clusters before 9.0.
 BESIDES = {"transport": (("full", "very wide", "9.0"), ("tiny", "tolerance", "8.0"), ("full", "no multiple", "9.0"))}
 # Forwards, backwards, and two shuffles.
 ORDERS = (0, -1, 1, 2)
@@ -31,9 +31,8 @@ def test_tiny_cases(room: str, tmp_path: Path) -> None:
     assert {record["operator"] for record in records} == set(OPERATORS[room])
     assert not cuda_emulation.failures(records)
     for size, cases, chip in BESIDES.get(room, ()):
-        records = cuda_emulation.run(
-            module, OPERATORS[room], size=size, cases=cases, chip=chip, orders=ORDERS, dtypes=dtypes[:1], sanitized=False
-        )
+        chosen = {"size": size, "cases": cases, "chip": chip, "orders": ORDERS, "dtypes": dtypes[:1]}
+        records = cuda_emulation.run(module, OPERATORS[room], sanitized=False, **chosen)
         assert records
         assert not cuda_emulation.failures(records)
 
