@@ -83,15 +83,31 @@ __device__ __forceinline__ bool plane_of(const Plan& p, const P& place, int tc, 
     }
 }
 
+// A thread's sums of a plane. It has hundreds of terms for each: what an addition rounds off goes into the next one.
+template <class C>
+struct PlaneSums {
+    C values[SUMS] = {}, rounded_off[SUMS] = {};
+
+    __device__ __forceinline__ void add(const C (&terms)[SUMS]) {
+#pragma unroll
+        for (int k = 0; k < SUMS; ++k) {
+            const C term = terms[k] - rounded_off[k], sum = values[k] + term;
+            const C off = (sum - values[k]) - term;
+            rounded_off[k] = fabs(off) < C(INFINITY) ? off : C(0);  // an infinite sum stays one
+            values[k] = sum;
+        }
+    }
+};
+
 // z of X numbers of a row -> dz and dx of them, and their part of the plane's sums.
 template <bool LAST, class T, int X, class P>
 __device__ __forceinline__ void turn_back(const Plan& p, const P& place, const Backward<T>& b,
                                           const OfPlane<Computed<T>>& own, int step, int row, Computed<T> (&z)[X],
-                                          Computed<T> (&sums)[SUMS]) {
+                                          PlaneSums<Computed<T>>& sums) {
     using C = Computed<T>;
     const int count = place.valid && row < p.rows ? p.width - place.x() : 0;
     const int64_t at = place.offset(p, step, row, place.x());
-    C skip[X], grad[X], dz[X];
+    C skip[X], grad[X], dz[X], of_row[SUMS] = {};
     fetch<LAST, X>(b.grad + at, place.stride, count, p.wide, p.brain, grad);
     if (b.skip) fetch<LAST, X>(b.skip + at, place.stride, count, p.wide, p.brain, skip);
 #pragma unroll
@@ -102,20 +118,21 @@ __device__ __forceinline__ void turn_back(const Plan& p, const P& place, const B
         dz[j] = fabs(sum) <= own.limit ? C(0) : du;
         // Beyond the plane's edge grad is 0, and so is all of this, whatever z is there.
         if (j < count) {
-            sums[0] -= own.threshold < 0 ? C(0) : sign_of(sum) * dz[j];
-            sums[1] += dz[j];
-            sums[2] += flow * gate;
+            of_row[0] -= own.threshold < 0 ? C(0) : sign_of(sum) * dz[j];
+            of_row[1] += dz[j];
+            of_row[2] += flow * gate;
         }
         grad[j] *= gate * own.factor;
     }
+    sums.add(of_row);
     if (b.skip_grad) put<LAST, X>(b.skip_grad + at, place.stride, count, p.wide, p.brain, grad);
     if (b.needs_dz()) put<LAST, X>(b.dz + at, place.stride, count, p.wide, p.brain, dz);
 }
 
 template <bool LAST, class T, class P>
 __device__ __forceinline__ void leave_plane_sums(const Plan& p, const P& place, const Backward<T>& b,
-                                                 Computed<T> (&sums)[SUMS]) {
-    sum_of_planes<LAST>(p, sums, [&](int k, int tc, Computed<T> sum) {
+                                                 PlaneSums<Computed<T>>& sums) {
+    sum_of_planes<LAST>(p, sums.values, [&](int k, int tc, Computed<T> sum) {
         int batch, channel;
         if (!plane_of<LAST>(p, place, tc, batch, channel)) return;
         b.plane_sums[piece_of(p, batch, channel, place.piece) * SUMS + k] = sum;
@@ -128,7 +145,7 @@ __global__ void __launch_bounds__(1 << Threads<T, DIM, LAST>::LOG_THREADS)
     gate_backward_stencil(const __grid_constant__ Plan p, Backward<T> b) {
     const PlaceOf<T, DIM, LAST> place(p, blockIdx.x);
     const OfPlane<float> own(p, b.parameters, place.valid, place.batch, place.channel);
-    float sums[SUMS] = {};
+    PlaneSums<float> sums;
     convolve_by_stencil<T, DIM, LAST>(p, place, b.field, b.parameters.weight, false, [&](int step, int row, auto& z) {
         turn_back<LAST>(p, place, b, own, step, row, z, sums);
     });
@@ -136,11 +153,11 @@ __global__ void __launch_bounds__(1 << Threads<T, DIM, LAST>::LOG_THREADS)
 }
 
 template <class T, bool LAST>
-__global__ void __launch_bounds__(1 << GENERIC_LOG_THREADS)
+__global__ void __launch_bounds__(1 << GENERIC_LOG_THREADS, 2)
     gate_backward_generic(const __grid_constant__ Plan p, Backward<T> b) {
     const GenericPlace<LAST> place(p, blockIdx.x);
     const OfPlane<Computed<T>> own(p, b.parameters, place.valid, place.batch, place.channel);
-    Computed<T> sums[SUMS] = {};
+    PlaneSums<Computed<T>> sums;
     convolve_by_gathering<LAST>(p, place, b.field, b.parameters.weight, false, [&](int step, int row, auto& z) {
         turn_back<LAST>(p, place, b, own, step, row, z, sums);
     });
@@ -169,19 +186,19 @@ __device__ __forceinline__ void add_up_channel(const Plan& p, const Backward<T>&
         const int stride = of_weight ? b.taps : SUMS;
         const C* from = of_weight ? b.weight_sums + tap_of<STENCIL>(p, item) : b.plane_sums + min(item - weights, 2);
         const int first = of_item ? item - weights - 2 : 0, end = of_item ? first + 1 : p.batch;
-        C sum = 0;
+        double sum = 0;
         for (int batch = first; batch < end; ++batch)
 #pragma unroll 4
             for (int piece = 0; piece < pieces; ++piece)
                 sum += __ldcg(from + piece_of(p, batch, channel, piece) * stride);
         if (of_weight)
-            b.weight_grad[(int64_t(item / volume) * p.channels + channel) * volume + item % volume] = sum;
+            b.weight_grad[(int64_t(item / volume) * p.channels + channel) * volume + item % volume] = C(sum);
         else if (of_item)
-            b.gate_grad[int64_t(first) * p.channels + channel] = sum;
+            b.gate_grad[int64_t(first) * p.channels + channel] = C(sum);
         else if (item == weights && b.threshold_grad)
-            b.threshold_grad[channel] = sum;
+            b.threshold_grad[channel] = C(sum);
         else if (item == weights + 1 && b.bias_grad)
-            b.bias_grad[channel] = sum;
+            b.bias_grad[channel] = C(sum);
     }
 }
 
@@ -218,9 +235,10 @@ __device__ __forceinline__ void leave_weight_sums(const Plan& p, const P& place,
     });
 }
 
-// Even blocks make dq, odd ones the weight gradient. Every output of dq is written here, and nowhere else.
+// Even blocks make dq, odd ones the weight gradient. Every output of dq is written here, and nowhere else. The 1 and the 2 in
+// the bounds keep ptxas from aiming at more blocks a multiprocessor by spilling a few registers, as it did for sm_100.
 template <class T, int DIM, bool LAST>
-__global__ void __launch_bounds__(1 << Threads<T, DIM, LAST>::LOG_THREADS)
+__global__ void __launch_bounds__(1 << Threads<T, DIM, LAST>::LOG_THREADS, 1)
     gate_gradients_stencil(const __grid_constant__ Plan p, Backward<T> b) {
     using S = Threads<T, DIM, LAST>;
     const PlaceOf<T, DIM, LAST> place(p, blockIdx.x / 2);
@@ -241,7 +259,7 @@ __global__ void __launch_bounds__(1 << Threads<T, DIM, LAST>::LOG_THREADS)
 }
 
 template <class T, bool LAST>
-__global__ void __launch_bounds__(1 << GENERIC_LOG_THREADS, 2)  // else ptxas aims at 64 registers, and spills one
+__global__ void __launch_bounds__(1 << GENERIC_LOG_THREADS, 2)
     gate_gradients_generic(const __grid_constant__ Plan p, Backward<T> b) {
     const GenericPlace<LAST> place(p, blockIdx.x / 2);
     if (blockIdx.x % 2 == 0) {
