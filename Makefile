@@ -24,7 +24,7 @@ SIDE_BY_SIDE := --numprocesses auto --dist loadfile --max-worker-restart 0
 # What `make demo` writes.
 DEMO := build/demo
 
-.PHONY: help install demo test test-slow bench tables check lint format gpu clean
+.PHONY: help install demo test test-slow bench tables check lint format gpu cuda-version clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -76,6 +76,9 @@ format: $(INSTALLED) ## what `make lint` asks of the layout
 
 gpu: ## build for the GPU present, test, check and measure on it; needs no network and no .venv
 	PYTHON="$(PYTHON)" bash benchmarks/gpu.sh
+
+cuda-version: ## the version's name with CUDA 13 in it, for wheels beside the CPU's
+	sed -i -E 's/^(__version__ = "[^"]+)"/\1+cu130"/' prosma_ops/__init__.py
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

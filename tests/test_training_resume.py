@@ -51,12 +51,13 @@ def test_a_signal_writes_a_checkpoint(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, step: int
 ) -> None:
     """Within an epoch; in its last step, whose validation is then made up for; and at once."""
+    before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         at_step(patch, step, lambda: signal.raise_signal(number))
         outcome = trained(tmp_path / "run", **EVERYTHING)
     assert (outcome.signal, outcome.step) == (number, step + 1)
     assert [entry["step"] for entry in log(tmp_path / "run") if entry["kind"] == "validation"] == [4][: step // 4]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert resumed(tmp_path / "run").step == 12
     same(tmp_path / "run", whole)
 

@@ -65,7 +65,15 @@ SPECIAL = (
     Shape("tolerance", (5, 7, 6), iterations=16, stops=True, heads=2),
     Shape("tolerance, ragged, masses", (4, 9, 6), iterations=20, stops=True, mask="ragged", masses="item"),
     Shape("implicit", (2, 7, 5), **IMPLICIT),
-    Shape("implicit, ragged, zero masses", (3, 8, 9), **IMPLICIT, mask="ragged", masses="zeros", heads=2),
+    # 30 iterations: after 40 rounding has added up in float64 to 5e-15, in the reference as much as in the kernels.
+    Shape(
+        "implicit, ragged, zero masses",
+        (3, 8, 9),
+        **IMPLICIT | {"iterations": 30},
+        mask="ragged",
+        masses="zeros",
+        heads=2,
+    ),
     Shape("implicit, tall", (1, 37, 4), **IMPLICIT, heads=1),
     Shape("one row", (2, 1, 9)),
     Shape("one column", (2, 9, 1), side="rows"),
@@ -76,7 +84,7 @@ SPECIAL = (
     Shape("wide", (1, 5, 301), features=3),
     Shape("wide, Euclidean", (1, 5, 131), features=2, heads=2, side="rows", **EUCLIDEAN),
     # On a GPU a warp keeps 1024 columns in its registers, and no more.
-    Shape("very wide", (1, 5, 1100), features=3, iterations=3),
+    Shape("very wide", (1, 5, 1030), features=3, iterations=3),
     Shape("very wide, tolerance, ragged", (3, 4, 1060), 2, iterations=9, stops=True, mask="ragged", masses="item"),
     Shape("many items", (19, 5, 6), mask="ragged"),
     Shape("sharp", (2, 12, 11), epsilon=0.05, deviation=0.5),
