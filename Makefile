@@ -41,9 +41,9 @@ $(INSTALLED): pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 	rm -f $(VENV)/.installed-*
 	touch $@
 
-demo: $(INSTALLED) ## every implementation against float64, a short benchmark, two trainings, and build/demo/report.html
+demo: $(INSTALLED) ## small cases against float64, a short benchmark, two trainings, and build/demo/report.html
 	mkdir -p $(DEMO)
-	$(VENV)/bin/prosma-ops check --json $(DEMO)/parity.json
+	$(VENV)/bin/prosma-ops check --size tiny --json $(DEMO)/parity.json
 	$(RUN) -m benchmarks --short --output $(DEMO)/speeds
 	$(VENV)/bin/prosma-ops demo --out $(DEMO) --parity $(DEMO)/parity.json --speeds $(DEMO)/speeds/*.json
 
