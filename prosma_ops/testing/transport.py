@@ -84,7 +84,6 @@ SPECIAL = (
     Shape("wide", (1, 5, 301), features=3),
     Shape("wide, Euclidean", (1, 5, 131), features=2, heads=2, side="rows", **EUCLIDEAN),
     # On a GPU a warp keeps 1024 columns in its registers, and no more.
-    Shape("very wide", (1, 5, 1030), features=3, iterations=3),
     Shape("very wide, tolerance, ragged", (3, 4, 1060), 2, iterations=9, stops=True, mask="ragged", masses="item"),
     Shape("many items", (19, 5, 6), mask="ragged"),
     Shape("sharp", (2, 12, 11), epsilon=0.05, deviation=0.5),
