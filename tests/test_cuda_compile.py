@@ -24,10 +24,14 @@ LIMITS = {
     "120": (48, 24, 100 << 10),
 }
 # Bytes a thread, stored and loaded, that a kernel is known to spill, by its name: of transport those that stream tiles,
-# whose 255 registers do not hold a tile's sums beside the pointers and strides of what it is made of; of the gate one,
-# in half precision. Each is a debt: none may grow.
+# whose 255 registers do not hold a tile's sums beside the pointers and strides of what it is made of; of the codebook
+# the product in float64, and on sm_120 all; of the gate half precision. Each is a debt: none may grow.
 KNOWN_SPILLS: dict[str, int] = {
+    "pixels_kernel": 16,
+    "gate_forward_generic": 80,
     "gate_backward_stencil": 40,
+    "nearest_kernel": 692,
+    "chunks_kernel": 32,
     "move_kernel": 404,
     "sums_kernel": 516,
     "write_kernel": 136,
