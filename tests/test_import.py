@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 from collections.abc import Callable
 
@@ -117,9 +118,11 @@ def test_python_m_is_the_command(python: Run) -> None:
     assert done.stdout.strip() == f"prosma-ops {prosma_ops.__version__}", done.stderr
 
 
-def test_every_public_name_is_there() -> None:
-    for name in prosma_ops.__all__:
-        assert getattr(prosma_ops, name) is not None
-        assert name in dir(prosma_ops)
-    with pytest.raises(AttributeError, match="no_such_name"):
-        prosma_ops.no_such_name  # noqa: B018
+@pytest.mark.parametrize("name", ["prosma_ops", "prosma_ops.data", "prosma_ops.inference", "prosma_ops.training"])
+def test_every_public_name_is_there(name: str) -> None:
+    package = importlib.import_module(name)
+    assert set(package.__all__) <= set(dir(package))
+    for public in package.__all__:
+        assert getattr(package, public) is not None
+    with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'no_such_name'"):
+        package.no_such_name  # noqa: B018
