@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import subprocess
 from collections.abc import Callable
 
@@ -126,3 +127,11 @@ def test_every_public_name_is_there(name: str) -> None:
         assert getattr(package, public) is not None
     with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'no_such_name'"):
         package.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["prosma_ops.data", "prosma_ops.inference", "prosma_ops.training"])
+def test_no_public_name_is_that_of_a_module(name: str) -> None:
+    """Whoever imports a module sets it as an attribute of its package, and the name would stand for the module then."""
+    package = importlib.import_module(name)
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    assert not modules.intersection(package.__all__)

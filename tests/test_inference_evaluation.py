@@ -16,7 +16,7 @@ from prosma_ops.data import Case, Preparation, recognise, survey
 from prosma_ops.inference.evaluation import ALL, CaseScores, Evaluation, evaluate
 from prosma_ops.inference.evaluation_files import show, write
 from prosma_ops.inference.processes import Processes
-from prosma_ops.inference.scores import ClassScores
+from prosma_ops.inference.scoring import ClassScores
 from prosma_ops.inference.segmenting import Segmenter
 from tests import two_processes
 from tests.data_folders import archives, picture, square, volume

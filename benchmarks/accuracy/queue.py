@@ -16,7 +16,7 @@ import prosma_ops
 from benchmarks.accuracy.cells import Run
 from prosma_ops.data import recognise
 from prosma_ops.data.writing import replacing
-from prosma_ops.inference.scores import scores
+from prosma_ops.inference.scoring import scores
 from prosma_ops.inference.segmenting import Segmenter
 from prosma_ops.training import Outcome, RunFolder, train
 from prosma_ops.training.run_folder import CONFIGURATION

@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from .bootstrap import interval
     from .evaluation import CaseScores, Evaluation, evaluate
     from .prediction import Prediction, predict
-    from .scores import ClassScores, dice, scores
+    from .scoring import ClassScores, dice, scores
     from .segmenting import Segmenter
 
 _HOME = {
     "CaseScores": ".evaluation",
-    "ClassScores": ".scores",
+    "ClassScores": ".scoring",
     "Evaluation": ".evaluation",
     "Prediction": ".prediction",
     "Segmenter": ".segmenting",
-    "dice": ".scores",
+    "dice": ".scoring",
     "evaluate": ".evaluation",
     "interval": ".bootstrap",
     "predict": ".prediction",
-    "scores": ".scores",
+    "scores": ".scoring",
 }
 __all__ = [
     "CaseScores",

@@ -15,7 +15,7 @@ import numpy as np
 from ..data import BadFileError, Case, Problem
 from .bootstrap import CONFIDENCE, RESAMPLES, interval
 from .processes import Processes
-from .scores import SCORES, ClassScores, scores
+from .scoring import SCORES, ClassScores, scores
 from .segmenting import Segmenter
 
 #: The name, among the classes, of the mean over all of them.

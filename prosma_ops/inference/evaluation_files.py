@@ -17,7 +17,7 @@ from rich.text import Text
 from ..data.writing import replacing
 from .bootstrap import CONFIDENCE
 from .evaluation import ALL, Evaluation, Summary
-from .scores import SCORES
+from .scoring import SCORES
 
 TITLES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "surface_distance": "mean distance"}
 SHARES = ("dice", "iou")

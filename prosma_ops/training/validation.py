@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from ..data import PreparedCases
-from ..inference.scores import dice
+from ..inference.scoring import dice
 from ..inference.segmenting import Segmenter
 from .configuration import Configuration
 from .devices import AUTOCAST

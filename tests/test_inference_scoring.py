@@ -11,7 +11,7 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
 
 from prosma_ops.data import IGNORED, LabelScheme, labels
-from prosma_ops.inference.scores import SCORES, ClassScores, dice, scores
+from prosma_ops.inference.scoring import SCORES, ClassScores, dice, scores
 
 FOUR = labels.found([0, 1, 2, 3])
 REGIONS = LabelScheme(("whole", "inner"), ((1, 2), (2,)), regions=True)
