@@ -35,7 +35,6 @@ KNOWN_SPILLS: dict[str, int] = {
     "move_kernel": 404,
     "sums_kernel": 516,
     "write_kernel": 136,
-    "columns_back_kernel": 64,
 }
 # What must be in the machine code for sm_90a of the kernels with this in their names: 16 bytes an access.
 WIDE = {
