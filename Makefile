@@ -24,7 +24,7 @@ SIDE_BY_SIDE := --numprocesses auto --dist loadfile --max-worker-restart 0
 # What `make demo` writes.
 DEMO := build/demo
 
-.PHONY: help install demo test test-slow bench tables check lint format gpu cuda-version clean
+.PHONY: help install demo test test-slow bench sweeps tables check lint format gpu cuda-version clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -56,13 +56,16 @@ test-slow: $(INSTALLED) ## the slow tests: long compiles, builds of the package,
 check: $(INSTALLED) ## every operator, backend, dtype and layout against the float64 reference
 	$(VENV)/bin/prosma-ops check
 
-bench: $(INSTALLED) ## the whole benchmark, with its floors
+bench: $(INSTALLED) ## every operator against its rivals, with the floors; see BENCHMARKS.md
 	$(RUN) -m benchmarks
 
-tables: $(INSTALLED) ## the README's speed tables, from the results that are kept in benchmarks/results
+sweeps: $(INSTALLED) ## how cost grows with every parameter and with threads, and plots of it: ten minutes on two cores
+	$(RUN) -m benchmarks.sweeps
+
+tables: $(INSTALLED) ## what README and BENCHMARKS.md say was measured, from what is kept in benchmarks/results
 	$(RUN) -m benchmarks.tables
 
-lint: $(INSTALLED) ## ruff, mypy, the README's speed tables, and the schemas of the workflows and of CITATION.cff
+lint: $(INSTALLED) ## ruff, mypy, the tables of README and BENCHMARKS.md, and the schemas of the workflows and of CITATION.cff
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy

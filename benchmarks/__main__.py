@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import machine, report
+from . import machine, report, revisions
 
 HERE = Path(__file__).resolve().parent
 # The compiler's log of one work is thousands of lines.
@@ -24,7 +24,10 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", default=os.environ.get("PROSMA_BENCH") == "short")
     parser.add_argument("--keyword", default="", help="only works that pytest's -k selects")
     parser.add_argument("--output", type=Path, help="folder of the results (default: benchmarks/results/<device>)")
+    parser.add_argument("--base", metavar="REV", help="compare with this revision, in turn; nothing is kept")
     arguments = parser.parse_args()
+    if arguments.base:
+        return revisions.main(arguments, cores())
 
     status, found = 0, []
     for allocator, threads in settings(arguments.device, arguments.short):
@@ -44,10 +47,15 @@ def settings(device: str, short: bool) -> list[tuple[str, str]]:
     """(allocator, thread counts): one thread and the default allocator are reported beside the main setting."""
     if device == "cuda":
         return [("default", "")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if short or cores == 1:
-        return [("raised", str(cores))]
-    return [("raised", f"{cores},1"), ("default", str(cores))]
+    count = cores()
+    if short or count == 1:
+        return [("raised", str(count))]
+    return [("raised", f"{count},1"), ("default", str(count))]
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measure(arguments: argparse.Namespace, allocator: str, threads: str) -> tuple[int, dict[str, Any] | None]:

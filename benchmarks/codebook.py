@@ -33,10 +33,10 @@ ONE_HOT, INDEX_ADD = "one-hot product", "bincount and index_add"
 MEGABYTE = 10**6
 
 
-def build(metric: str, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Problem:
+def build(metric: str, size: tuple[int, ...], dtype: torch.dtype, device: torch.device, codes: int = CODES) -> Problem:
     random = numbers.generator("benchmark", size)
-    codebook = torch.randn(CODES, size[-1], generator=random)
-    near = codebook[torch.randint(CODES, size[:-1], generator=random)]
+    codebook = torch.randn(codes, size[-1], generator=random)
+    near = codebook[torch.randint(codes, size[:-1], generator=random)]
     tokens = near + torch.randn(size, generator=random) / 4
     return Problem(
         inputs={"tokens": tokens.to(device, dtype), "codebook": codebook.to(device, dtype)},

@@ -35,7 +35,8 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
 
     if parent.session.isinitpath(file_path):
         return None  # pytest collects a file that is named to it by itself, and would measure everything twice
-    if file_path.suffix == ".py" and file_path.stem in {operator.room for operator in backends.OPERATORS.values()}:
+    rooms = {operator.room for operator in backends.OPERATORS.values()}
+    if file_path.parent == machine.ROOT / "benchmarks" and file_path.suffix == ".py" and file_path.stem in rooms:
         return pytest.Module.from_parent(parent, path=file_path)
     return None
 

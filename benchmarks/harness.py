@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,30 +95,46 @@ LENIENCE = 10.0
 
 
 def check(problem: Problem, contestant: Contestant, expected: parity.Expectation) -> dict[str, Any]:
-    """error: the largest share of what the tolerance rule allows, over the result and all gradients; wrong: why.
+    """error: the largest share of what the tolerance rule allows, over the result and all gradients; wrong: why."""
+    found, called = first_call(problem, as_function(contestant), contestant.arrange)
+    if found is None:
+        return called
+    pieces = [
+        (name, found.get(name), reference, expected.eager(name))
+        for name, reference in expected.reference.items()
+        if reference is not None
+    ]
+    return called | judge(problem, contestant, pieces)
 
-    Ours is held to the rule, rivals to LENIENCE times the rule, and the report shows the error of both.
-    This is the contestant's first call, and `first` its time: for a compiled one, that of compiling.
-    """
+
+def first_call(
+    problem: Problem, function: Callable[..., Any], arrange: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[parity.Results | None, dict[str, Any]]:
+    """The results, and `first`, the seconds of a contestant's first call: for a compiled one, of compiling."""
     start = time.perf_counter()
     try:
         with parity.full_precision():
-            found = parity.evaluate(problem, as_function(contestant), contestant.arrange)
+            found = parity.evaluate(problem, function, arrange)
         synchronize(problem)
     except Exception as error:  # a contestant that cannot do the work is reported, and the others go on
-        return {"error": None, "wrong": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
-    first = time.perf_counter() - start
+        return None, {"error": None, "wrong": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+    return found, {"first": time.perf_counter() - start}
+
+
+Piece = tuple[str, torch.Tensor | None, torch.Tensor, Sequence[torch.Tensor]]
+
+
+def judge(problem: Problem, contestant: Contestant, pieces: Iterable[Piece]) -> dict[str, Any]:
+    """The verdict over (name, result, reference, what eager makes of it): ours is held to the rule, rivals to LENIENCE
+    times the rule, and the report shows the error of both."""
     worst, reasons = 0.0, []
-    for name, reference in expected.reference.items():
-        if reference is None:
-            continue
-        dtype = parity.expected_dtype(problem, name)
-        verdict = testing.compare(found.get(name), reference, expected.eager(name), dtype)
+    for name, result, reference, attempts in pieces:
+        verdict = testing.compare(result, reference, attempts, parity.expected_dtype(problem, name))
         worst = max(worst, verdict.ratio)
         lenient = contestant.name != OURS and verdict.ratio <= LENIENCE
         if not verdict.ok and not lenient:
             reasons.append(f"{name}: {verdict.reason}")
-    return {"error": worst if math.isfinite(worst) else None, "wrong": "; ".join(reasons), "first": first}
+    return {"error": worst if math.isfinite(worst) else None, "wrong": "; ".join(reasons)}
 
 
 def synchronize(problem: Problem) -> None:

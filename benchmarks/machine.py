@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Read by glibc when a process starts, so each setting needs a process of its own. 4 GiB: no tensor of ours is larger.
 ALLOCATOR_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 RAISED = str(4 << 30)
+# Distributions whose speed is compared with ours.
+RIVALS = ("geomloss", "monai", "pot", "vector-quantize-pytorch")
 ALLOCATORS = {"raised": "allocator thresholds raised", "default": "default allocator"}
 
 
@@ -74,6 +78,9 @@ def _versions() -> dict[str, str]:
     triton, _ = backends.triton_package()
     if triton is not None:
         found["triton"] = triton.__version__
+    for name in RIVALS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     if sys.platform == "linux":
         found["libc"] = " ".join(platform.libc_ver())
     if torch.version.cuda:

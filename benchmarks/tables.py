@@ -18,7 +18,7 @@ from . import models, report
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = Path("benchmarks") / "results", "README.md"
 BEGIN, END = "<!-- speeds -->", "<!-- /speeds -->"
-UNKEPT = "local"
+UNKEPT, SWEEPS = "local", "sweeps-"
 
 
 def main() -> int:
@@ -37,9 +37,10 @@ def main() -> int:
 
 
 def found(root: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Every committed results file, by its path from the root."""
+    """Every committed file of races, by its path from the root."""
     paths = sorted((root / RESULTS).glob("*/*.json"))
-    return [(path.relative_to(root), report.load(path)) for path in paths if path.parent.name != UNKEPT]
+    kept = [path for path in paths if path.parent.name != UNKEPT and not path.stem.startswith(SWEEPS)]
+    return [(path.relative_to(root), report.load(path)) for path in kept]
 
 
 def newest(files: Iterable[tuple[Path, dict[str, Any]]]) -> list[tuple[Path, dict[str, Any]]]:

@@ -139,5 +139,7 @@ def as_function(contestant: Contestant) -> Callable[..., Any]:
 
 
 def of_operator(module: Any, device: str) -> Mapping[str, Work]:
-    """The works of `benchmarks/<operator>.py` for a device, by key."""
-    return {work.key: work for work in module.works(device)}
+    """The works of `benchmarks/<operator>.py` for a device, or of all points of a module of sweeps, by key."""
+    if hasattr(module, "works"):
+        return {work.key: work for work in module.works(device)}
+    return {point.work.key: point.work for sweep in module.sweeps((1,)) for point in sweep.points}
