@@ -86,6 +86,8 @@ def save(merged: dict[str, Any], arguments: argparse.Namespace) -> None:
         path = folder / f"{operator}.json"
         path.write_text(json.dumps({"machine": merged["machine"], "records": records}, indent=1) + "\n")
         print(f"kept in {path.relative_to(HERE.parent) if path.is_relative_to(HERE.parent) else path}")
+    if not partial:
+        report.draw(folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The plots of results files: `python -m benchmarks.plots RESULTS.json ... --output DIR`, an SVG and a PNG each.
+"""The plots of results files: `python -m benchmarks.plots RESULTS.json ... [--output DIR]`, an SVG and a PNG each.
 
     growth-<operator>   time against the parameter of each sweep, ours, eager PyTorch and the floor (of sweeps-*.json)
     ratios-<operator>   what every rival takes, as a multiple of ours, in the main setting (of the races' files)
@@ -70,9 +70,9 @@ DOTS_PER_INCH = 150
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path, help="results files of one machine")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the plots")
+    parser.add_argument("--output", type=Path, help="folder of the plots (default: plots, beside the first file)")
     arguments = parser.parse_args()
-    written = draw(arguments.results, arguments.output)
+    written = draw(arguments.results, arguments.output or arguments.results[0].parent / "plots")
     for path in written:
         print(path)
     return 0 if written else 1
@@ -80,7 +80,8 @@ def main() -> int:
 
 def draw(paths: Iterable[Path], folder: Path) -> list[Path]:
     """Every plot that the files give; what was written."""
-    files = {path.stem: report.load(path) for path in paths}
+    loaded = {path.stem: report.load(path) for path in paths}
+    files = {name: found for name, found in loaded.items() if "records" in found}
     sweeps = {name.removeprefix(SWEEPS): found for name, found in files.items() if name.startswith(SWEEPS)}
     races = {name: found for name, found in files.items() if not name.startswith(SWEEPS) and main_records(found)}
     figures: dict[str, Figure] = {}

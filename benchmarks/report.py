@@ -282,6 +282,19 @@ def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())  # type: ignore[no-any-return]
 
 
+def draw(folder: Path) -> list[Path]:
+    """The plots of a folder's results, in its `plots`; none, and why, where there is no matplotlib."""
+    try:
+        from . import plots
+    except ImportError:
+        print("no plots: there is no matplotlib; pip install 'prosma-ops[bench]' brings it")
+        return []
+    written = plots.draw(sorted(folder.glob("*.json")), folder / "plots")
+    if written:
+        print(f"{len(written)} plots in {folder / 'plots'}")
+    return written
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("results", nargs="+", type=Path)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import harness, machine, plots, report
+from .. import harness, machine, report
 from ..targets import OURS
 from . import growth
 from .start import PUBLIC
@@ -60,8 +60,7 @@ def main() -> int:
         command += ["--most-memory", str(most / GIGABYTE), "--sweep", arguments.sweep] + ["--short"] * arguments.short
         status |= subprocess.run(command, cwd=machine.ROOT, env=machine.environment("raised"), check=False).returncode
     if not arguments.no_plots:
-        for path in plots.draw(sorted(folder.glob("sweeps-*.json")), folder / "plots"):
-            print(f"drawn: {path}")
+        report.draw(folder)
     return status
 
 
