@@ -30,8 +30,8 @@ MOST = 16.0
 # Of what is free: the check and the system need some as well.
 SHARE = 0.7
 # A fresh process for each; small ones say nothing, and large ones take long to fill.
-MEMORY_FROM, MEMORY_TO = 10 * 10**6, 500 * 10**6
-STARTS = 5
+MEMORY_FROM, MEMORY_TO = 20 * 10**6, 500 * 10**6
+STARTS = 3
 
 
 def main() -> int:

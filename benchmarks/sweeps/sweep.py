@@ -7,6 +7,7 @@ predict to take too long. The prediction scales the last time by what grew most:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ EAGER = "eager"
 THREADS, SMALL_SIZES = "threads", "small sizes"
 # A contestant predicted to take longer is left out: five calls of it are made.
 LONGEST = {OURS: 6.0, EAGER: 1.0}
-LONGEST_SHORT = {OURS: 0.5, EAGER: 0.3}
+LONGEST_SHORT = {OURS: 0.5, EAGER: 0.15}
 POINTS_OF_SHORT = 3
 # What the extra memory of every work of a sweep is counted in.
 MEGABYTES: dict[str, Any] = {"field_bytes": 10**6, "memory_unit": "MB"}
@@ -110,7 +111,8 @@ def measure(point: Point, names: Sequence[str], setting: Rounds) -> dict[str, An
     problems = timing.rotated(work, problem)
     running = [name for name in names if not entries[name]["wrong"]]
     timers = {name: timing.timer(work, work.contestant(name), problems) for name in running}
-    times, rates = harness.run_rounds(Loop, timers, setting, harness.measures(work))
+    rates_of = functools.partial(harness.measures(work), seconds=0.01) if setting.short else harness.measures(work)
+    times, rates = harness.run_rounds(Loop, timers, setting, rates_of)
     for name, timer in timers.items():
         entries[name] |= {"graph": timer.graph} | harness.summary(times[name])
     return harness.record(work, setting, entries, rates)
