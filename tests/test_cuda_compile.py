@@ -27,11 +27,9 @@ LIMITS = {
 # whose 255 registers do not hold a tile's sums beside the pointers and strides of what it is made of; of the codebook
 # the product in float64, and on sm_120 all; of the gate half precision. Each is a debt: none may grow.
 KNOWN_SPILLS: dict[str, int] = {
-    "pixels_kernel": 16,
     "gate_forward_generic": 80,
     "gate_backward_stencil": 40,
     "nearest_kernel": 692,
-    "chunks_kernel": 32,
     "move_kernel": 404,
     "sums_kernel": 516,
     "write_kernel": 136,

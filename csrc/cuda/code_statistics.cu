@@ -29,7 +29,7 @@ struct Chunks {
 };
 
 template <class T>
-__global__ void __launch_bounds__(THREADS) chunks_kernel(Chunks<T> a) {
+__global__ void __launch_bounds__(THREADS, 1) chunks_kernel(Chunks<T> a) {
     using C = Computed<T>;
     const int64_t chunk = blockIdx.x / a.parts, code = __ldg(a.owner + chunk);
     const int number = int(blockIdx.x % a.parts) * THREADS + int(threadIdx.x);

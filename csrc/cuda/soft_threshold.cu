@@ -114,7 +114,7 @@ struct OfThreads {
 };
 
 template <bool BACKWARD, class T, int PACK>
-__global__ void __launch_bounds__(THREADS) pixels_kernel(Pointers<T> p, Division d) {
+__global__ void __launch_bounds__(THREADS, 1) pixels_kernel(Pointers<T> p, Division d) {
     using C = Computed<T>;
     const int column = int(threadIdx.x) % d.across, down = int(threadIdx.x) / d.across;
     const int64_t channel = (blockIdx.x % d.pieces * d.across + column) * PACK, group = blockIdx.x / d.pieces;
