@@ -59,7 +59,7 @@ check: $(INSTALLED) ## every operator, backend, dtype and layout against the flo
 bench: $(INSTALLED) ## every operator against its rivals, with the floors; see BENCHMARKS.md
 	$(RUN) -m benchmarks
 
-sweeps: $(INSTALLED) ## how cost grows with every parameter and with threads, and plots of it: ten minutes on two cores
+sweeps: $(INSTALLED) ## how cost grows with every parameter and with threads, and plots of it: a quarter of an hour
 	$(RUN) -m benchmarks.sweeps
 
 tables: $(INSTALLED) ## what README and BENCHMARKS.md say was measured, from what is kept in benchmarks/results

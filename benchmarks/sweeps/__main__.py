@@ -37,7 +37,7 @@ STARTS = 3
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps", description=__doc__)
     parser.add_argument("operators", nargs="*", help=f"of {', '.join(PUBLIC)} (default: all)")
-    parser.add_argument("--short", action="store_true", help="three points of some sweeps, in a minute and a half")
+    parser.add_argument("--short", action="store_true", help="the first three points of some sweeps, in two minutes")
     parser.add_argument("--sweep", default="", help="only sweeps whose name holds this; kept in results/local")
     parser.add_argument("--output", type=Path, help="folder of the results (default: benchmarks/results/<machine>)")
     parser.add_argument(
