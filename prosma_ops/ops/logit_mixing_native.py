@@ -33,32 +33,29 @@ LABEL_DTYPES = {
 LARGEST_INDEX = 1 << 62
 
 
-# How the native function is called: (leader, shared arguments, sums or their gradients, the rest).
-Call = Callable[[Tensor, tuple[Any, ...], tuple[int, ...], Sequence[Any]], None]
+# How a native function is called: (its direction, leader, shared arguments, sums or their gradients, the rest).
+Library = Callable[[str, Tensor, tuple[Any, ...], tuple[int, ...], Sequence[Any]], None]
 
 
-def _cpu_forward(first: Tensor, shared: tuple[Any, ...], sums: tuple[int, ...], counts: Sequence[Any]) -> None:
-    native.required().mixed_logit_statistics_forward(shared, sums, *counts)
+def _on_cpu(
+    direction: str, leader: Tensor, shared: tuple[Any, ...], sums: tuple[int, ...], rest: Sequence[Any]
+) -> None:
+    getattr(native.required(), f"mixed_logit_statistics_{direction}")(shared, sums, *rest)
 
 
-def _cpu_backward(first: Tensor, shared: tuple[Any, ...], sums: tuple[int, ...], grads: Sequence[Any]) -> None:
-    native.required().mixed_logit_statistics_backward(shared, sums, *grads)
-
-
-def _cuda_forward(first: Tensor, shared: tuple[Any, ...], sums: tuple[int, ...], counts: Sequence[Any]) -> None:
+def _on_cuda(
+    direction: str, leader: Tensor, shared: tuple[Any, ...], sums: tuple[int, ...], rest: Sequence[Any]
+) -> None:
+    """Queued on the current stream, with scratch memory that the caching allocator gives."""
     module = native.required()
-    workspace = native.workspace(module.mixed_logit_statistics_cuda_workspace(shared, sums, (), ()), first)
-    module.mixed_logit_statistics_cuda_forward(shared, *native.queue(first.device), workspace.data_ptr(), sums, *counts)
-
-
-def _cuda_backward(first: Tensor, shared: tuple[Any, ...], sums: tuple[int, ...], grads: Sequence[Any]) -> None:
-    module = native.required()
-    workspace = native.workspace(module.mixed_logit_statistics_cuda_workspace(shared, (), *grads), first)
-    module.mixed_logit_statistics_cuda_backward(shared, *native.queue(first.device), workspace.data_ptr(), sums, *grads)
+    gradients = rest if direction == "backward" else ((), ())
+    workspace = native.workspace(module.mixed_logit_statistics_cuda_workspace(shared, sums, *gradients), leader)
+    function = getattr(module, f"mixed_logit_statistics_cuda_{direction}")
+    function(shared, *native.queue(leader.device), workspace.data_ptr(), sums, *rest)
 
 
 def forward(
-    run: Call,
+    library: Library,
     logits: Sequence[Tensor],
     target: Tensor,
     concat_weight: Tensor | None,
@@ -85,14 +82,14 @@ def forward(
     settings = (operators, activation, domain, ignore_index, align_corners, per_sample)
     shared = _shared(logits, target, parameters, *settings)
     addresses = tuple(native.pointers([*sums, *[None] * (5 - len(sums))]))
-    run(first, shared, addresses, native.pointers(counts))
+    library("forward", first, shared, addresses, native.pointers(counts))
     if not log_probability:
         sums.append(sums[0].new_empty(0))
     return (*sums, *counts)
 
 
 def backward(
-    run: Call,
+    library: Library,
     grad_cross_entropy: Tensor | None,
     grad_intersection: Tensor | None,
     grad_probability: Tensor | None,
@@ -128,7 +125,7 @@ def backward(
     settings = (operators, activation, domain, ignore_index, align_corners, per_sample)
     shared = _shared(logits, target, parameters, *settings)
     placed = tuple(tuple(native.placed(level)) for level in levels)
-    run(logits[0], shared, tuple(native.pointers(sums)), (placed, tuple(native.pointers(results))))
+    library("backward", logits[0], shared, tuple(native.pointers(sums)), (placed, tuple(native.pointers(results))))
     native.deliver(results, destinations)
     return gradients
 
@@ -167,5 +164,5 @@ def _shared(
     )
 
 
-cpu_forward, cpu_backward = partial(forward, _cpu_forward), partial(backward, _cpu_backward)
-cuda_forward, cuda_backward = partial(forward, _cuda_forward), partial(backward, _cuda_backward)
+cpu_forward, cpu_backward = partial(forward, _on_cpu), partial(backward, _on_cpu)
+cuda_forward, cuda_backward = partial(forward, _on_cuda), partial(backward, _on_cuda)

@@ -80,9 +80,9 @@ def _register(name: str, function: str, change: Callable[[Function], Function] =
 
     implementations = {
         "reference": Implementation(backends.reference_can_run, functions(_reference)),
-        "cpu": Implementation(_cpu_can_run(f"{function}_forward"), functions(_imported(".transport_native", "CPU"))),
+        "cpu": Implementation(_cpu_can_run(f"{function}_forward"), functions(_imported(".transport_native", "on_cpu"))),
         "triton": Implementation(backends.triton_can_run, functions(_imported("..triton_kernels.transport"))),
-        "cuda": Implementation(backends.cuda_can_run(name), functions(_imported(".transport_native", "CUDA"))),
+        "cuda": Implementation(backends.cuda_can_run(name), functions(_imported(".transport_native", "on_cuda"))),
     }
     return backends.register(name, "transport", implementations)
 

@@ -6,7 +6,7 @@ and their gradients, the library takes contiguous and in the dtype that it compu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,32 +15,22 @@ from torch import Tensor
 from .. import native
 from ..reference.precision import compute_dtype
 
-
-class Library:
-    """The native functions of one backend, all called alike."""
-
-    def call(self, function: str, leader: Tensor, sizes: tuple[int, ...], *arguments: Any) -> None:
-        raise NotImplementedError
+# Calls a native function of one backend: by its name, with the leader, the sizes of the work, and its other arguments.
+Library = Callable[..., None]
 
 
-class _Cpu(Library):
-    def call(self, function: str, leader: Tensor, sizes: tuple[int, ...], *arguments: Any) -> None:
-        getattr(native.required(), function)(*native.work(leader, sizes), *arguments)
+def on_cpu(function: str, leader: Tensor, sizes: tuple[int, ...], *arguments: Any) -> None:
+    getattr(native.required(), function)(*native.work(leader, sizes), *arguments)
 
 
-class _Cuda(Library):
+def on_cuda(function: str, leader: Tensor, sizes: tuple[int, ...], *arguments: Any) -> None:
     """Queued on the current stream, with scratch memory that the caching allocator gives."""
-
-    def call(self, function: str, leader: Tensor, sizes: tuple[int, ...], *arguments: Any) -> None:
-        operator, direction = function.rsplit("_", 1)
-        name = f"{operator}_cuda_{direction}"
-        work = native.queued(leader, sizes)
-        size = getattr(native.required(), f"{name}_workspace")(work[0], sizes, *arguments)
-        workspace = native.workspace(size, leader)
-        getattr(native.required(), name)(*work, *arguments, workspace.data_ptr())
-
-
-CPU, CUDA = _Cpu(), _Cuda()
+    operator, direction = function.rsplit("_", 1)
+    name = f"{operator}_cuda_{direction}"
+    work = native.queued(leader, sizes)
+    size = getattr(native.required(), f"{name}_workspace")(work[0], sizes, *arguments)
+    workspace = native.workspace(size, leader)
+    getattr(native.required(), name)(*work, *arguments, workspace.data_ptr())
 
 
 def _masses(row_mass: Tensor, column_mass: Tensor) -> tuple[tuple[int, ...], tuple[Tensor, Tensor]]:
@@ -85,7 +75,7 @@ def plan_forward(
     row, column = _room(scores, dtype, batch, rows), _room(scores, dtype, batch, columns)
     history, count = _room(scores, torch.float64, batch, keep, columns), _room(scores, torch.int32, batch)
     masses, alive = _masses(row_mass, column_mass)
-    library.call(
+    library(
         "transport_plan_forward",
         scores,
         (batch, 1, rows, columns, 0),
@@ -124,7 +114,7 @@ def plan_backward(
     saved = [history.contiguous(), count.contiguous()]
     dscores = _room(scores, dtype, *scores.shape)
     masses, alive = _masses(row_mass, column_mass)
-    library.call(
+    library(
         "transport_plan_backward",
         scores,
         (batch, 1, rows, columns, 0),
@@ -166,7 +156,7 @@ def align_forward(
     history = _room(tokens, torch.float64, batch, heads, keep, columns)
     count = _room(tokens, torch.int32, batch, heads)
     masses, alive = _masses(row_mass, column_mass)
-    library.call(
+    library(
         "transport_align_forward",
         tokens,
         (batch, heads, rows, columns, depth),
@@ -209,7 +199,7 @@ def align_backward(
     saved = [history.contiguous(), count.contiguous()]
     masses, alive = _masses(row_mass, column_mass)
     address, *others = native.pointers(grads)
-    library.call(
+    library(
         "transport_align_backward",
         tokens,
         (batch, heads, rows, columns, depth),
@@ -248,7 +238,7 @@ def apply_forward(
     parameters = native.parameters(dtype, reference, row, column, values)
     out = _room(tokens, dtype, *((batch, heads, columns, width) if columns_side else (batch, rows, width)))
     place, *others = native.pointers(parameters)
-    library.call(
+    library(
         "apply_plan_forward",
         tokens,
         (batch, heads, rows, columns, depth, width),
@@ -283,7 +273,7 @@ def apply_backward(
     inputs = (tokens, reference, row, column, values)
     results = [_as(dtype, tokens, like, wanted) for like, wanted in zip(inputs, needed, strict=True)]
     addresses = native.pointers(parameters)
-    library.call(
+    library(
         "apply_plan_backward",
         tokens,
         (batch, heads, rows, columns, depth, values.shape[-1]),
