@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .parsers import usable_device
+
 if TYPE_CHECKING:
     from .parsers import Commands
 
@@ -39,12 +41,7 @@ def run(options: argparse.Namespace) -> int:
 
     from ..testing import check
 
-    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device is {name!r}, which cannot be used here: {str(error).splitlines()[0]}") from None
+    device = usable_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     request = check.Request(device, options.operator, options.backend, options.size, options.self_test)
     report = check.run(request)
     if options.json is not None:

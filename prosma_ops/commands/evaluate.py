@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
 
     out = options.out or options.folder / f"evaluation-{options.split}"
     with processes() as here:
-        folder, segmenter = opened(options, here)
+        folder, segmenter = opened(options)
         cases = chosen(options, folder)
         bar = Bar(here)
         evaluation = evaluate(segmenter, cases, processes=here, progress=bar.track, told=bar.tell)

@@ -1,4 +1,4 @@
-"""What all commands share: the type of what they add to, and a word for libraries that are not installed."""
+"""What all commands share: the type of what they add to, a word for libraries that are not installed, devices."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -18,3 +20,15 @@ def needing_the_extra(extra: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed: pip install 'prosma-ops[{extra}]'") from error
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of this name, which --device gave; raises ValueError with torch's reason if it cannot be used here."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device is {name!r}, which cannot be used here: {str(error).splitlines()[0]}") from None
+    return device

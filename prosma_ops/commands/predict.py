@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         from ..inference.processes import processes
 
     with processes() as here:
-        folder, segmenter = opened(options, here)
+        folder, segmenter = opened(options)
         cases = inputs(options.inputs, len(folder.preparation.channels))
         require_other_files(cases, options.out)
         if options.rest:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .parsers import usable_device
+
 if TYPE_CHECKING:
+    import torch
+
     from ..inference import Segmenter
-    from ..inference.processes import Processes
     from ..training.run_folder import RunFolder
 
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
@@ -35,14 +39,14 @@ def add_segmenting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="32", help="of the network (default: 32)")
 
 
-def opened(options: argparse.Namespace, processes: Processes) -> tuple[RunFolder, Segmenter]:
+def opened(options: argparse.Namespace) -> tuple[RunFolder, Segmenter]:
     """Raises ValueError for a folder that holds no run, and for a device that cannot be used."""
     import torch
 
     from ..inference import Segmenter
     from ..training.run_folder import RunFolder
 
-    device = processes.device(options.device)
+    device = _device(options.device)
     if options.precision == "16-mixed" and device.type == "cpu":
         raise ValueError("--precision 16-mixed needs a GPU; on a CPU take 32 or bf16-mixed")
     run = RunFolder.open(options.folder)
@@ -60,6 +64,15 @@ def opened(options: argparse.Namespace, processes: Processes) -> tuple[RunFolder
         autocast=dtypes.get(options.precision),
     )
     return run, segmenter
+
+
+def _device(name: str | None) -> torch.device:
+    """By default a GPU of this process's own, if there is one."""
+    import torch
+
+    if name is None and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return usable_device(name or "cpu")
 
 
 def _flips(run: RunFolder) -> bool | tuple[int, ...]:

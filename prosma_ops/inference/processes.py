@@ -37,18 +37,6 @@ class Processes:
         torch.distributed.all_gather_object(lists, done)
         return [part for each in lists for part in each]
 
-    def device(self, name: str | None) -> torch.device:
-        """By default a GPU of this process's own, if there is one; raises ValueError for one that cannot be used."""
-        if name is None and torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        try:
-            device = torch.device(name or "cpu")
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"--device is {name!r}, which cannot be used here: {reason}") from None
-        return device
-
 
 @contextmanager
 def processes() -> Iterator[Processes]:
