@@ -146,7 +146,7 @@ def test_predict_is_what_evaluate_scores(tmp_path: Path, ran: Run) -> None:
         (("evaluate", "--run", "{run}", "--data", "phantom:dimensions=2,cases=4,size=16"), "2-D images; the run"),
         (("evaluate", "--run", "{run}", "--data", "{data}", "--device", "gpu"), "--device is 'gpu', which cannot"),
         (("evaluate", "--run", "{run}", "--data", "{data}", "--overlap", "1"), "overlap is a share"),
-        (("evaluate", "--run", "{run}", "--data", "{data}", "--precision", "16-mixed"), "16-mixed needs a GPU"),
+        (("evaluate", "--run", "{run}", "--data", "{data}", "--precision", "16-mixed"), "16-mixed, which needs a GPU"),
         (("evaluate", "--run", "{still}", "--data", "{data}", "--flips"), "flipped no images"),
         (("predict", "{tmp}/none", "--run", "{run}", "--out", "{tmp}/out"), "none does not exist"),
         (("predict", "{tmp}", "--run", "{run}", "--out", "{tmp}/out"), "there are no images in"),

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..inference.precisions import PRECISIONS, autocast, require_possible
 from .parsers import usable_device
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
     from ..inference import Segmenter
     from ..training.run_folder import RunFolder
-
-PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 
 
 def add_segmenting(parser: argparse.ArgumentParser) -> None:
@@ -41,18 +40,14 @@ def add_segmenting(parser: argparse.ArgumentParser) -> None:
 
 def opened(options: argparse.Namespace) -> tuple[RunFolder, Segmenter]:
     """Raises ValueError for a folder that holds no run, and for a device that cannot be used."""
-    import torch
-
     from ..inference import Segmenter
     from ..training.run_folder import RunFolder
 
     device = _device(options.device)
-    if options.precision == "16-mixed" and device.type == "cpu":
-        raise ValueError("--precision 16-mixed needs a GPU; on a CPU take 32 or bf16-mixed")
+    require_possible(options.precision, device.type)
     run = RunFolder.open(options.folder)
     if run.configuration.patch_size is None:
         raise ValueError(f"{run.path} has no patch_size in its configuration, which `train` writes there")
-    dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
     segmenter = Segmenter(
         run.model(options.weights, device=str(device)),
         run.preparation,
@@ -61,7 +56,7 @@ def opened(options: argparse.Namespace) -> tuple[RunFolder, Segmenter]:
         flips=_flips(run) if options.flips else False,
         batch_size=options.batch_size,
         device=device,
-        autocast=dtypes.get(options.precision),
+        autocast=autocast(options.precision),
     )
     return run, segmenter
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..inference.precisions import PRECISIONS
 from .parsers import needing_the_extra
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def add(commands: Commands) -> None:
         help="epochs=50, patch_size=[64,64], model_options.preset=large, augmentation.flip=0, ... (may be repeated)",
     )
     train.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    train.add_argument("--precision", metavar="NAME", help="32, bf16-mixed or 16-mixed (default: 32)")
+    train.add_argument("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: 32)")
     train.add_argument("--seed", type=int, help="of everything random (default: 0)")
     train.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda (default: auto)")
     train.add_argument("--devices", type=int, metavar="N", help="processes, a GPU each (torchrun has its own option)")

@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from ..data import Augmentation, BadFileError
+from ..inference.precisions import PRECISIONS
 
 LOSSES = ("dice_ce", "deep_supervision", "mutation", "lomix")
-PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 # They change how fast a run is, what is shown of it, or where its images are, but not what it learns: a resumed run may
 # have others.
 WITHOUT_EFFECT = ("data", "workers", "cache_gigabytes", "log_every", "tensorboard")
@@ -67,7 +67,7 @@ class Configuration:
     warmup: int | None = key(None, "steps in which it rises from 0; None: a twentieth of all, 100 at most", low=0)
     clip: float = key(5.0, "the largest norm of the gradient; 0: any", low=0)
     ema: float = key(0.0, "decay of a running average of the weights, which is then what is used; 0: none", low=0)
-    precision: str = key("32", "of the forward pass", choices=PRECISIONS)
+    precision: str = key("32", "of the forward pass", choices=tuple(PRECISIONS))
 
     validate_every: int = key(1, "epochs", low=1)
     overlap: float = key(0.25, "of the windows of the validation", low=0, high=0.9)

@@ -17,8 +17,9 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.fsdp import FSDPStrategy
 from lightning_fabric.strategies.strategy import Strategy
 
+from ..inference.precisions import require_possible
+
 STRATEGIES = ("ddp", "fsdp")
-AUTOCAST = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class Devices(NamedTuple):
@@ -33,8 +34,7 @@ class Devices(NamedTuple):
 def fabric(wanted: Devices, precision: str) -> Fabric:
     """Launched: from here on there is a process for each device. Raises ValueError for what cannot be."""
     device = _device(wanted.device)
-    if device == "cpu" and precision == "16-mixed":
-        raise ValueError("precision is 16-mixed, which needs a GPU; on a CPU 32 or bf16-mixed will do")
+    require_possible(precision, device)
     if device == "cpu" and wanted.strategy == "fsdp":
         raise ValueError("strategy is fsdp, which shards over GPUs; on CPUs ddp will do")
     local, machines = _torchrun()

@@ -21,6 +21,7 @@ from lightning_fabric.strategies.fsdp import FSDPStrategy
 from torch import Tensor, nn
 
 from ..data import BadFileError, PreparedCases, TrainingSamples, batches
+from ..inference.precisions import SCALED
 from ..nn import MixedLogitLoss, ProximalGate
 from . import optimisation, randomness
 from .checkpoint import Checkpoints, State
@@ -196,7 +197,7 @@ class Training:
         norm = self.fabric.clip_gradients(self.module, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         assert norm is not None
         found = float(norm)
-        if self.configuration.precision != "16-mixed":  # whose scaler leaves such steps out, and lowers its scale
+        if self.configuration.precision != SCALED:  # whose scaler leaves such steps out, and lowers its scale
             self._require_finite(found, "gradient", step)
         return found
 

@@ -14,10 +14,10 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from ..data import PreparedCases
+from ..inference.precisions import autocast
 from ..inference.scoring import dice
 from ..inference.segmenting import Segmenter
 from .configuration import Configuration
-from .devices import AUTOCAST
 
 
 class Validation(NamedTuple):
@@ -54,7 +54,7 @@ class Validator:
             patch_size=self.configuration.patch_size or (),
             overlap=self.configuration.overlap,
             device=self.fabric.device,
-            autocast=AUTOCAST[self.configuration.precision],
+            autocast=autocast(self.configuration.precision),
         )
         found = np.full((len(self.cases), len(preparation.scheme.foreground)), np.nan)
         for index in range(self.fabric.global_rank, len(self.cases), self.fabric.world_size):
