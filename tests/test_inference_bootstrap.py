@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from prosma_ops.inference.bootstrap import interval
+from prosma_ops.inference.bootstrap import interval, mean_of_known
 
 
 def test_an_interval_is_that_of_the_normal_distribution_for_many_values() -> None:
@@ -38,6 +38,9 @@ def test_values_of_one_subject_are_drawn_together() -> None:
 def test_what_has_no_value_is_left_out() -> None:
     assert interval([1.0, math.nan, 2.0, 4.0]) == interval([1.0, 2.0, 4.0])
     assert interval([1.0, math.nan]) is None
+    assert mean_of_known([1.0, math.nan, 4.0]) == 2.5
+    assert math.isnan(mean_of_known([math.nan]))
+    assert math.isnan(mean_of_known([]))
     assert interval([]) is None
     assert interval([1.0, 2.0], ["same", "same"]) is None
 

@@ -1,4 +1,4 @@
-"""How far a mean would move with other cases of the same kind: the bootstrap's percentile interval.
+"""The mean of scores, and how far it would move with other cases of the same kind: the bootstrap's interval.
 
 Whole groups (subjects, or single cases) are drawn with replacement, because images of one subject resemble each other.
 The mean of a draw is sum_g n_g s_g / sum_g n_g c_g, with s_g the sum of a group's values, c_g how many these are, and
@@ -7,12 +7,19 @@ n_g how often it was drawn: two products of matrices for all draws.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+
+
+def mean_of_known(values: Iterable[float]) -> float:
+    """Of the values that are not NaN; NaN where all are."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def interval(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..data import BadFileError, Case, Problem
-from .bootstrap import CONFIDENCE, RESAMPLES, interval
+from .bootstrap import CONFIDENCE, RESAMPLES, interval, mean_of_known
 from .processes import Processes
 from .scoring import SCORES, ClassScores, scores
 from .segmenting import Segmenter
@@ -36,7 +36,7 @@ class CaseScores:
 
     def mean(self, score: str) -> float:
         """Over the classes that have it; NaN if none has."""
-        return _mean([getattr(each, score) for each in self.classes])
+        return mean_of_known(getattr(each, score) for each in self.classes)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -99,7 +99,9 @@ class Evaluation:
         spread = float(known.std(ddof=1)) if len(known) > 1 else math.nan
         middle = float(np.median(known)) if len(known) else math.nan
         subjects = [case.subject or case.name for case in self.cases]
-        return Summary(name, score, len(known), _mean(known), interval(values.tolist(), subjects), spread, middle)
+        return Summary(
+            name, score, len(known), mean_of_known(known), interval(values.tolist(), subjects), spread, middle
+        )
 
     def counts(self, name: str) -> tuple[int, int]:
         """In how many cases a class was missed, and in how many invented; of `ALL`, the sums."""
@@ -163,9 +165,3 @@ def scored(segmenter: Segmenter, case: Case) -> CaseScores:
     spacing = prepared.source.spacing
     found = scores(labels, truth, preparation.scheme, spacing)
     return CaseScores(case.name, case.subject, "pixels" if spacing is None else "mm", tuple(found))
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> float:
-    known = np.asarray(values, np.float64)
-    known = known[~np.isnan(known)]
-    return float(known.mean()) if len(known) else math.nan

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data import Case, LabelScheme, overlay
 from ..data.writing import as_bytes
 from ..inference import CaseScores, Evaluation, Segmenter, interval
+from ..inference.bootstrap import mean_of_known
 from ..inference.evaluation import ALL
 from ..inference.evaluation_files import TITLES, cell
 from ..nn import ProximalGate
@@ -67,8 +68,7 @@ def scores(contestants: Sequence[Contestant]) -> str:
 
 def _waiting(contestant: Contestant) -> float:
     """The share of the training's time that was spent waiting for data."""
-    shares = [entry["wait_share"] for entry in contestant.steps()]
-    return sum(shares) / len(shares) if shares else math.nan
+    return mean_of_known(entry["wait_share"] for entry in contestant.steps())
 
 
 def _compared(first: Contestant, second: Contestant) -> str:
@@ -78,11 +78,10 @@ def _compared(first: Contestant, second: Contestant) -> str:
     better = sum(value > 0 for value in known)
     between = interval(found)
     spread = f", 95 % interval {between[0]:+.3f} to {between[1]:+.3f}" if between else ""
-    mean = sum(known) / max(1, len(known))
     return (
-        f"Dice of {first.title} less that of {second.title}, image by image: {mean:+.3f} on average{spread}; it is"
-        f" higher in {better} of {len(known)} images. Intervals tell how much other images would move these numbers,"
-        " not what another seed of the training would do."
+        f"Dice of {first.title} less that of {second.title}, image by image: {mean_of_known(found):+.3f} on"
+        f" average{spread}; it is higher in {better} of {len(known)} images. Intervals tell how much other images would"
+        " move these numbers, not what another seed of the training would do."
     )
 
 

@@ -5,16 +5,17 @@ Under several processes each takes its share of the cases, and each case counts 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from lightning_fabric import Fabric
 from torch import nn
 
 from ..data import PreparedCases
+from ..inference.bootstrap import mean_of_known
 from ..inference.precisions import autocast
+from ..inference.processes import Processes
 from ..inference.scoring import dice
 from ..inference.segmenting import Segmenter
 from .configuration import Configuration
@@ -56,29 +57,20 @@ class Validator:
             device=self.fabric.device,
             autocast=autocast(self.configuration.precision),
         )
-        found = np.full((len(self.cases), len(preparation.scheme.foreground)), np.nan)
-        for index in range(self.fabric.global_rank, len(self.cases), self.fabric.world_size):
+        here = Processes(self.fabric.global_rank, self.fabric.world_size)
+        done: list[tuple[int, np.ndarray]] = []
+        for index in here.share(range(len(self.cases))):
             if self.interrupted():
                 return None
             case = self.cases[index]
-            found[index] = dice(segmenter.predicted(case["image"]), case["label"], preparation.scheme)
-        return self._summary(self._of_all_processes(found))
+            done.append((index, dice(segmenter.predicted(case["image"]), case["label"], preparation.scheme)))
+        return self._summary(dict(here.gathered(done)))
 
-    def _of_all_processes(self, found: np.ndarray) -> np.ndarray:
-        """The rows of the others; a class that is in neither mask is NaN, as it is here, and no sum is to make it 0."""
-        if self.fabric.world_size == 1:
-            return found
-        everyone: Any = self.fabric.all_gather(torch.from_numpy(found).to(self.fabric.device))
-        rows = [everyone[index % self.fabric.world_size, index].cpu().numpy() for index in range(len(found))]
-        return np.stack(rows)
-
-    def _summary(self, found: np.ndarray) -> Validation:
+    def _summary(self, found: Mapping[int, np.ndarray]) -> Validation:
+        """Of the Dice of each class, by the case's number."""
         scheme = self.cases.preparation.scheme
         names = [scheme.names[output] for output in scheme.foreground]
-        columns = [column[~np.isnan(column)] for column in found.T]
-        means = [float(column.mean()) if len(column) else float("nan") for column in columns]
-        per_class = dict(zip(names, means, strict=True))
-        classes = [value for value in per_class.values() if value == value]
-        mean = float(np.mean(classes)) if classes else float("nan")
-        per_case = {case.name: row.tolist() for case, row in zip(self.cases.cases, found, strict=True)}
-        return Validation(mean, per_class, per_case)
+        rows = [found[index].tolist() for index in range(len(self.cases))]
+        per_class = {name: mean_of_known(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+        per_case = {case.name: row for case, row in zip(self.cases.cases, rows, strict=True)}
+        return Validation(mean_of_known(per_class.values()), per_class, per_case)
