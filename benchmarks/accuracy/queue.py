@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,19 @@ from rich.console import Console
 
 import prosma_ops
 from benchmarks.accuracy.cells import Run
+from benchmarks.machine import cpu_name
 from prosma_ops.data import recognise
 from prosma_ops.data.writing import replacing
-from prosma_ops.inference.scoring import scores
+from prosma_ops.inference.bootstrap import mean_of_known
+from prosma_ops.inference.evaluation import Evaluation, scored
+from prosma_ops.inference.scoring import ClassScores
 from prosma_ops.inference.segmenting import Segmenter
 from prosma_ops.training import Outcome, RunFolder, train
 from prosma_ops.training.run_folder import CONFIGURATION
 
 RESULTS = Path(__file__).parent / "results"
+# Of those that a class has.
+SCORES = ("dice", "hd95")
 
 
 def work(
@@ -60,48 +64,26 @@ def measured(run: Run, folder: RunFolder) -> dict[str, Any]:
     configuration, preparation = folder.configuration, folder.preparation
     cases = folder.splits(recognise(configuration.data)).required("test")
     segmenter = Segmenter(folder.model("best"), preparation, patch_size=configuration.patch_size or ())
-    each = {}
-    for case in cases:
-        prepared = preparation.image(case)
-        truth = preparation.truth(case, prepared.source)
-        found = scores(segmenter.labels(prepared), truth, preparation.scheme, prepared.source.spacing)
-        each[case.name] = {score.name: {"dice": score.dice, "hd95": score.hd95} for score in found}
+    evaluation = Evaluation(tuple(scored(segmenter, case) for case in cases))
+    names = [each.name for each in evaluation.cases[0].classes]
+    by_class = {score: {name: mean_of_known(evaluation.values(name, score)) for name in names} for score in SCORES}
     log = folder.log()
     steps = [entry for entry in log if entry["kind"] == "step"]
     return {
         "run": {"data": run.data, "share": run.share, "model": run.model, "loss": run.loss, "seed": run.seed},
-        "dice": mean_of(each, "dice"),
-        "hd95": mean_of(each, "hd95"),
-        "dice_per_class": {name: mean_of(each, "dice", name) for name in next(iter(each.values()))},
-        "each": {name: {label: _plain(score) for label, score in of.items()} for name, of in each.items()},
+        **{score: mean_of_known(means.values()) for score, means in by_class.items()},
+        "dice_per_class": by_class["dice"],
+        "each": {case.name: {each.name: _chosen(each) for each in case.classes} for case in evaluation.cases},
         "validation": [[entry["step"], entry["dice"]] for entry in log if entry["kind"] == "validation"],
         "training_seconds": sum(entry["step_seconds"] for entry in steps) * configuration.log_every,
         "wait_share": float(np.mean([entry["wait_share"] for entry in steps])),
         "training_cases": len(folder.cases["train"]),
         "configuration": {key: value for key, value in configuration.as_mapping().items() if key != "data"},
-        "machine": {"processor": processor(), "threads": torch.get_num_threads()},
+        "machine": {"processor": cpu_name(), "threads": torch.get_num_threads()},
         "versions": {"prosma_ops": prosma_ops.__version__, "torch": torch.__version__},
     }
 
 
-def mean_of(each: dict[str, dict[str, dict[str, float]]], score: str, label: str | None = None) -> float:
-    """Over the cases that have a class, and over the classes; a class that no case has is left out."""
-    labels = [label] if label is not None else list(next(iter(each.values())))
-    means = []
-    for name in labels:
-        values = [of[name][score] for of in each.values() if of[name][score] == of[name][score]]
-        means += [float(np.mean(values))] if values else []
-    return float(np.mean(means)) if means else float("nan")
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _plain(score: dict[str, float]) -> dict[str, float | None]:
-    """NaN, which JSON has not, as None."""
-    return {name: None if value != value else value for name, value in score.items()}
+def _chosen(scores: ClassScores) -> dict[str, float | None]:
+    plain = scores.as_json()
+    return {score: plain[score] for score in SCORES}

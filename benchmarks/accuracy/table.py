@@ -8,14 +8,14 @@ whose spread stands beside it. Cells without all of their runs say so.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.accuracy.cells import LOSS_NAMES, ONE_OUTPUT, Run
+from prosma_ops.inference.bootstrap import interval, mean_of_known
 
 Results = Mapping[Run, Mapping[str, Any]]
 RESAMPLES = 10_000
@@ -103,24 +103,17 @@ def _difference(title: str, pairs: Sequence[tuple[Run, Run]], results: Results) 
         return _line([title, "not run yet", "", "", done])
     each = [one["dice"] - other["dice"] for one, other in there]
     cases = list(there[0][0]["each"])
-    by_case = np.array([[case_dice(one, name) - case_dice(other, name) for name in cases] for one, other in there])
-    low, high = interval(np.nanmean(by_case, axis=0))
+    by_case = [mean_of_known(case_dice(one, name) - case_dice(other, name) for one, other in there) for name in cases]
+    between = interval(by_case, resamples=RESAMPLES)
+    shown = "too few cases" if between is None else f"{between[0]:+.4f} to {between[1]:+.4f}"
     seeds = ", ".join(f"{value:+.4f}" for value in each)
-    return _line([title, f"{statistics.mean(each):+.4f}", seeds, f"{low:+.4f} to {high:+.4f}", done])
+    return _line([title, f"{statistics.mean(each):+.4f}", seeds, shown, done])
 
 
 def case_dice(result: Mapping[str, Any], case: str) -> float:
     """The mean over the classes that the case has; NaN if it has none."""
-    values = [score["dice"] for score in result["each"][case].values() if score["dice"] is not None]
-    return statistics.mean(values) if values else float("nan")
-
-
-def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % of the means of samples drawn with replacement."""
-    values = values[~np.isnan(values)]
-    drawn = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975))
-    return float(low), float(high)
+    found = [score["dice"] for score in result["each"][case].values()]
+    return mean_of_known(math.nan if dice is None else dice for dice in found)
 
 
 def _line(columns: Sequence[str]) -> str:
