@@ -20,7 +20,7 @@ from prosma_ops.models import create_model
 from prosma_ops.training import Configuration, RunFolder, train
 from prosma_ops.training.losses import Supervised
 from prosma_ops.training.optimisation import AveragedWeights, learning_rate, optimizer
-from tests.small_training import SMALL, log, trained
+from tests.small_training import SMALL, learned, log, trained
 from tests.test_training_bad_input import pictures
 
 LOSSES = ("dice_ce", "deep_supervision", "mutation", "lomix")
@@ -77,6 +77,18 @@ def test_half_precision_and_tensorboard(tmp_path: Path) -> None:
     trained(tmp_path / "run", steps=2, precision="bf16-mixed", tensorboard=True, ema=0.9)
     assert len([*(tmp_path / "run" / "tensorboard").iterdir()]) == 1
     assert all(math.isfinite(entry["loss"]) for entry in log(tmp_path / "run") if entry["kind"] == "step")
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_last_weights_are_those_of_the_checkpoint(tmp_path: Path, ema: float) -> None:
+    """Averaged where there is an average."""
+    trained(tmp_path / "run", steps=3, ema=ema)
+    found = learned(tmp_path / "run")
+    part = "average" if ema else "module"
+    last = {name.removeprefix("last/"): tensor for name, tensor in found.items() if name.startswith("last/")}
+    assert set(last) == set(RunFolder.open(tmp_path / "run").new_model().state_dict())
+    assert all(torch.equal(tensor, found[f"{part}/network.{name}"]) for name, tensor in last.items())
+    assert any(not torch.equal(tensor, found[f"module/network.{name}"]) for name, tensor in last.items()) == bool(ema)
 
 
 def test_patience(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ what FSDP has spread; so a run may be resumed on another number of processes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,12 +125,8 @@ class State:
 
         The first process gets them, or, with `everywhere`, each.
         """
-        if self.average is None:
-            found = self._of_module(everywhere)
-        else:
-            with self.average.in_place():
-                found = self._of_module(everywhere)
-        return {name.removeprefix("network."): tensor for name, tensor in found.items() if name.startswith("network.")}
+        with nullcontext() if self.average is None else self.average.in_place():
+            return _part("network.", self._of_module(everywhere))
 
     def _of_module(self, everywhere: bool = False) -> dict[str, Tensor]:
         found = get_model_state_dict(
@@ -137,6 +134,16 @@ class State:
         )
         # Copies: what is gathered on the CPU are the parameters themselves, and averages are exchanged with them.
         return {name: tensor.detach().clone() for name, tensor in found.items() if isinstance(tensor, Tensor)}
+
+
+def network_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`State.network` from what `State.gather` found at the same time."""
+    return _part("average/network.", tensors) or _part("module/network.", tensors)
+
+
+def _part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What has this prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

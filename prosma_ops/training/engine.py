@@ -24,7 +24,7 @@ from ..data import BadFileError, PreparedCases, TrainingSamples, batches
 from ..inference.precisions import SCALED
 from ..nn import MixedLogitLoss, ProximalGate
 from . import optimisation, randomness
-from .checkpoint import Checkpoints, State
+from .checkpoint import Checkpoints, State, network_of
 from .losses import Supervised
 from .progress import Report
 from .run_folder import RunFolder
@@ -251,7 +251,7 @@ class Training:
         better = found.dice == found.dice and (self.at.best is None or found.dice > self.at.best)
         if better:
             self.at.best, self.at.best_step, self.at.stale = found.dice, self.at.step, 0
-            self._write_weights("best")
+            self._write_weights("best", self.state.network())
         else:
             self.at.stale += 1
         place = {"step": self.at.step, "epoch": self._epoch(), "best": better}
@@ -277,10 +277,9 @@ class Training:
         """Whether a signal came; of several processes, whether all have agreed on it."""
         return bool(self.interruption.number if self.fabric.world_size == 1 else self.agreed)
 
-    def _write_weights(self, weights: str) -> None:
-        state = self.state.network()
+    def _write_weights(self, weights: str, network: Mapping[str, Tensor]) -> None:
         if self.fabric.global_rank == 0:
-            self.run.write_weights(weights, state, {"step": self.at.step, "dice": self.at.best})
+            self.run.write_weights(weights, network, {"step": self.at.step, "dice": self.at.best})
 
     def _write_checkpoint(self) -> None:
         tensors, values = self.state.gather()
@@ -289,7 +288,7 @@ class Training:
             "losses": [self.meter.losses, self.meter.extras],
             "precision": self.fabric.strategy.precision.state_dict(),
         }
-        self._write_weights("last")
+        self._write_weights("last", network_of(tensors))
         if self.fabric.global_rank == 0:
             self.checkpoints.write(self.at.step, tensors, values)
         self.written = self.at.step

@@ -26,8 +26,7 @@ VALUES, DIGEST = "values", "digest"
 
 def write(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
     """Raises `BadFileError` where the file cannot be written; what stood under its name is then still there."""
-    # Copies, as tensors that share memory cannot be stored, and on the CPU.
-    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    stored = _apart(tensors)
     text = json.dumps(dict(values or {}), allow_nan=True)
     with replacing(path) as aside:
         aside.touch()
@@ -53,6 +52,17 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise BadFileError(path, "is damaged: its content does not have the digest that it was written with")
     values: dict[str, Any] = json.loads(header[VALUES])
     return tensors, values
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, and copied where they share memory with another, which safetensors does not store."""
+    found, seen = {}, set()
+    for name, tensor in tensors.items():
+        values = tensor.detach().cpu().contiguous()
+        memory = values.untyped_storage().data_ptr()
+        found[name] = values.clone() if memory in seen else values
+        seen.add(memory)
+    return found
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
