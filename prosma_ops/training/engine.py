@@ -311,11 +311,19 @@ class Meter:
         self.losses.append(loss)
         self.extras.append(extra)
 
-    def waiting(self) -> _Lap:
-        return _Lap(self, counted=True)
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For data, meanwhile."""
+        since = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - since
 
-    def paused(self) -> _Lap:
-        return _Lap(self, counted=False)
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time meanwhile, like that of a validation, does not count."""
+        since = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - since
 
     def taken(self) -> dict[str, float]:
         passed = time.perf_counter() - self.began
@@ -329,21 +337,3 @@ class Meter:
         self.losses, self.extras = [], []
         self.start()
         return found
-
-
-class _Lap:
-    """Time that is counted as waiting, or, like that of a validation, not at all."""
-
-    def __init__(self, meter: Meter, counted: bool) -> None:
-        self.meter = meter
-        self.counted = counted
-
-    def __enter__(self) -> None:
-        self.since = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        passed = time.perf_counter() - self.since
-        if self.counted:
-            self.meter.waited += passed
-        else:
-            self.meter.began += passed
