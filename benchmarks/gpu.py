@@ -111,16 +111,15 @@ def _tests(path: Path) -> dict[str, Any]:
     return {**counts, "failed": failed}
 
 
-def works(device: str, *, profiled: bool | None) -> Iterator[tuple[str, Work]]:
-    """(room, work) of every room that has a benchmark: those worth a profile, or all that train; None: all."""
+def works(device: str) -> Iterator[tuple[str, Work]]:
+    """(room, work) of every room that has a benchmark."""
     from prosma_ops import backends, ops  # noqa: F401  (ops registers the operators)
 
     for room in dict.fromkeys(operator.room for operator in backends.OPERATORS.values()):
         if (machine.ROOT / "benchmarks" / f"{room}.py").exists():
             module = importlib.import_module(f".{room}", __package__)
             for work in of_operator(module, device).values():
-                if profiled is None or (work.profiled if profiled else work.training):
-                    yield room, work
+                yield room, work
 
 
 def single(operator: str, work: Work, purpose: str, device: str) -> list[str]:
@@ -134,7 +133,9 @@ def profile(arguments: argparse.Namespace) -> int:
         print("ncu is not there: nothing to profile with")
         return _write(arguments.output, {"skipped": "ncu is not there"})
     found, status = {}, 0
-    for operator, work in works("cuda", profiled=True):
+    for operator, work in works("cuda"):
+        if not work.profiled:
+            continue
         command = ["ncu", "--profile-from-start", "off", "--clock-control", "none", "--csv", "--page", "raw"]
         command += ["--metrics", ",".join(METRICS), *single(operator, work, "profile", "cuda")]
         done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True)
@@ -180,9 +181,9 @@ def sanitize(arguments: argparse.Namespace) -> int:
     # Without torch's pool every tensor is an allocation of its own, so that the tool sees its bounds.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     seen, status = set(), 0
-    for operator, work in works("cuda", profiled=False):
+    for operator, work in works("cuda"):
         kind = (operator, len(work.size), work.dtype)
-        if kind in seen:
+        if kind in seen or not work.training:
             continue
         seen.add(kind)
         for check in ("memcheck", "racecheck"):

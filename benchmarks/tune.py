@@ -51,7 +51,7 @@ def measure(work: Work, problem: Problem) -> dict[str, float]:
 
 def table(device: torch.device) -> tuned.Seconds:
     found: dict[str, Any] = {}
-    for _, work in works(device.type, profiled=None):
+    for _, work in works(device.type):
         problem = work.problem(device)
         if not both(problem):
             continue
