@@ -135,12 +135,8 @@ def automatic_order(operator: str, tensors: Tensors) -> Sequence[str]:
         return AUTOMATIC_ORDER["cpu"]
     order = AUTOMATIC_ORDER.get(first.device.type, ("reference",))
     if first.is_cuda and torch.version.hip is None:
-        seconds = tuned.of_device(first.device.index)
-        best = (
-            tuned.fastest(seconds, operator, str(first.dtype).removeprefix("torch."), first.numel())
-            if seconds
-            else None
-        )
+        dtype = str(first.dtype).removeprefix("torch.")
+        best = tuned.fastest(tuned.of_device(first.device.index), operator, dtype, first.numel())
         if best is not None:
             return best, *(name for name in order if name != best)
     return order
