@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from prosma_ops import tuned
+
 from . import machine, report
 from .work import Work, of_operator
 
@@ -58,7 +60,7 @@ def architecture() -> str:
 def slug(device: str) -> str:
     import torch
 
-    return machine.slug(torch.cuda.get_device_name() if device == "cuda" else machine.cpu_name())
+    return tuned.slug(torch.cuda.get_device_name() if device == "cuda" else machine.cpu_name())
 
 
 def finished(arguments: argparse.Namespace) -> int:

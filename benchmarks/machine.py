@@ -13,6 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from prosma_ops import doctor
+from prosma_ops.tuned import slug
+
 ROOT = Path(__file__).resolve().parent.parent
 # Read by glibc when a process starts, so each setting needs a process of its own. 4 GiB: no tensor of ours is larger.
 ALLOCATOR_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
@@ -35,10 +38,6 @@ def allocator() -> str:
     return "raised" if all(os.environ.get(name) == RAISED for name in ALLOCATOR_VARIABLES) else "default"
 
 
-def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
 def _output(*command: str) -> str:
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
@@ -46,19 +45,10 @@ def _output(*command: str) -> str:
         return ""
 
 
-def _cpu_field(name: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
-
-
 def cpu_name() -> str:
-    model = _cpu_field("model name") or platform.processor() or platform.machine()
+    model = doctor.processor_fields().get("model name") or platform.processor() or platform.machine()
     model = re.sub(r"\((R|TM)\)|CPU|Processor|@.*", "", model)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{' '.join(model.split())}, {cores} cores"
+    return f"{' '.join(model.split())}, {doctor.usable_cores()} cores"
 
 
 def commit() -> str:
@@ -113,7 +103,7 @@ def _cpu() -> dict[str, Any]:
     from prosma_ops import native
 
     module, reason = native.load()
-    megahertz = _cpu_field("cpu MHz")
+    megahertz = doctor.processor_fields().get("cpu MHz")
     return {
         "device": cpu_name(),
         "slug": slug(cpu_name()),

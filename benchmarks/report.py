@@ -13,27 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prosma_ops.report.records import OURS, Record, best_of_others, duration, leading, medians, ratio, speed, title
+
 from . import targets
 from .machine import ALLOCATORS
-from .targets import BEST, OURS, Target
+from .targets import BEST, Target
 
-Record = Mapping[str, Any]
 Row = tuple[str, ...]
 SHARES = ("floor", "memory share", "share")
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= scale or unit == "us":
-            value = seconds / scale
-            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
-    raise AssertionError
-
-
-def ratio(value: float) -> str:
-    return f"{value:.0f}x" if value >= 100 else f"{value:.1f}x" if value >= 9.95 else f"{value:.2f}x"
 
 
 def share(value: float) -> str:
@@ -76,13 +63,13 @@ def described(target: Target, record: Record) -> str:
             name = max(floors, key=floors.__getitem__) if floors else "memory or FMA"
         return f"floor ({'FMA' if name == 'fma' else name})"
     if target.against == BEST:
-        return f"{BEST} ({targets.best_of_others(record) or 'none'})"
+        return f"{BEST} ({best_of_others(record) or 'none'})"
     return target.against
 
 
 def judged(record: Record) -> bool:
     """Targets are for the main setting on a CPU; elsewhere the figures are reported without one."""
-    return bool(record["device"] == "cpu" and record["allocator"] == "raised" and record.get("main", True))
+    return record["device"] == "cpu" and leading(record)
 
 
 def verdicts(record: Record) -> list[Row]:
@@ -111,10 +98,6 @@ def line(record: Record) -> str:
     if entry.get("wrong"):
         return f"  {title(record)}: WRONG: {entry['wrong']}"
     return f"  {title(record)}: {ours(record)}, {entry['rounds']} rounds"
-
-
-def title(record: Record) -> str:
-    return f"{record['work']}, {record['dtype']}"
 
 
 def group(record: Record) -> str:
@@ -252,7 +235,7 @@ def aligned(rows: Sequence[Row]) -> list[str]:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The table for the README: the main setting, one line a work."""
-    records = [record for record in results["records"] if judged(record) or record["device"] == "cuda"]
+    records = [record for record in results["records"] if leading(record)]
     machine = results["machine"]
     columns = ["work", "time", "eager", "best of the others", "floor reached"]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
@@ -263,19 +246,11 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _cells(record: Record) -> list[str]:
-    found = targets.medians(record)
-    base = found.get(OURS)
-    if record["contestants"][OURS].get("wrong") or not base:
-        return [title(record), "WRONG", "", "", ""]
-    best = targets.best_of_others(record)
+    cells, base = [title(record), *speed(record)], medians(record).get(OURS)
     largest = max(record["floors"], key=record["floors"].__getitem__, default=None)
-    return [
-        title(record),
-        duration(base),
-        ratio(found["eager"] / base) if "eager" in found else "",
-        f"{ratio(found[best] / base)} ({best})" if best else "",
-        f"{share(record['floors'][largest] / base)} ({'FMA' if largest == 'fma' else largest})" if largest else "",
-    ]
+    if record["contestants"][OURS].get("wrong") or not base or not largest:
+        return [*cells, ""]
+    return [*cells, f"{share(record['floors'][largest] / base)} ({'FMA' if largest == 'fma' else largest})"]
 
 
 def load(path: Path) -> dict[str, Any]:

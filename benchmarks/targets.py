@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-OURS = "ours"
+from prosma_ops.report.records import OURS, best_of_others, medians
+
 BEST = "best of the others"
 
 
@@ -35,17 +36,6 @@ class Target:
 
 def from_json(values: Mapping[str, Any]) -> Target:
     return Target(**values)
-
-
-def medians(record: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds by contestant, of those that have a time."""
-    return {name: entry["median"] for name, entry in record["contestants"].items() if entry.get("median") is not None}
-
-
-def best_of_others(record: Mapping[str, Any]) -> str | None:
-    found = medians(record)
-    others = [name for name in found if name != OURS and record["contestants"][name].get("rival", True)]
-    return min(others, key=found.__getitem__) if others else None
 
 
 def value(target: Target, record: Mapping[str, Any]) -> float | None:

@@ -93,16 +93,20 @@ def versions() -> list[tuple[str, str]]:
 
 
 def processor() -> list[tuple[str, str]]:
-    fields = _processor_fields()
+    fields = processor_fields()
     name = fields.get("model name") or platform.processor() or "unknown"
     rows = [("name", name), ("level", processor_level(fields.get("flags", "").split()))]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch, _ = _import("torch")
     used = f", {torch.get_num_threads()} used by torch" if torch is not None else ""
-    return [*rows, ("threads", f"{cores} usable{used}")]
+    return [*rows, ("threads", f"{usable_cores()} usable{used}")]
 
 
-def _processor_fields() -> dict[str, str]:
+def usable_cores() -> int:
+    """By this process; a scheduler or a container may give it fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_fields() -> dict[str, str]:
     """The first processor of /proc/cpuinfo; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()

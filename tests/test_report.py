@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from prosma_ops.data import BadFileError
-from prosma_ops.report import charts, contents, measurements, page, pictures
+from prosma_ops.report import charts, contents, measurements, page, pictures, records
 from prosma_ops.report.charts import Series, line_chart
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -182,11 +182,19 @@ def test_speeds_are_told_beside_the_best_of_the_others() -> None:
     html = measurements.speeds([{"records": [record, bad]}])
     rows = [re.findall(r">([^<]*)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", html)[1:]]
     assert rows == [
-        ["proximal_gate", "forward, float32", "2 ms", "10.0x", "3.0x (compiled)"],
+        ["proximal_gate", "forward, float32", "2 ms", "10.0x", "3.00x (compiled)"],
         ["proximal_gate", "forward, float32", "WRONG", "", ""],
     ]
     machine = {"device": "CPU", "versions": {"torch": "2.13"}}
     assert measurements.machines([{"machine": machine}, {"machine": machine}]) == ["CPU, torch 2.13"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(1234.0, "1234 s"), (1.5, "1.5 s"), (0.0999, "99.9 ms"), (9.996e-4, "1000 us"), (1e-7, "0.1 us"), (None, "-")],
+)
+def test_durations_are_read_without_exponents(seconds: float | None, expected: str) -> None:
+    assert records.duration(seconds) == expected
 
 
 def test_committed_results_can_be_shown() -> None:

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import BadFileError
-from . import page
-
-OURS = "ours"
+from . import page, records
 
 
 def read(path: Path, key: str) -> dict[str, Any]:
@@ -27,16 +25,16 @@ def read(path: Path, key: str) -> dict[str, Any]:
 
 def parity(content: Mapping[str, Any]) -> str:
     """A line for each operator, a column for each implementation: its worst error as a share of what is allowed."""
-    records = content["records"]
+    compared = content["records"]
     operators, names = (
-        list(dict.fromkeys(record[key] for record in records)) for key in ("operator", "implementation")
+        list(dict.fromkeys(record[key] for record in compared)) for key in ("operator", "implementation")
     )
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for record in records:
+    for record in compared:
         groups.setdefault((record["operator"], record["implementation"]), []).append(record)
     rows = [(operator, *(_verdict(groups.get((operator, name), ())) for name in names)) for operator in operators]
-    dtypes = ", ".join(dict.fromkeys(record["dtype"] for record in records))
-    said = f"{len(records):,} tensors in {dtypes}; beneath each verdict the worst error as a share of what is allowed."
+    dtypes = ", ".join(dict.fromkeys(record["dtype"] for record in compared))
+    said = f"{len(compared):,} tensors in {dtypes}; beneath each verdict the worst error as a share of what is allowed."
     return page.table(("operator", *names), rows) + page.paragraph(said, note=True)
 
 
@@ -58,37 +56,10 @@ def _ratio(record: Mapping[str, Any]) -> float:
 
 def speeds(contents: Sequence[Mapping[str, Any]]) -> str:
     """A line for each work: our time, and how many times that eager PyTorch and the best of the others take."""
-    records = [record for content in contents for record in content["records"] if _leading(record)]
-    rows = [(record.get("operator") or record.get("network", ""), *_speed(record)) for record in records]
+    found = [record for content in contents for record in content["records"] if records.leading(record)]
+    rows = [(record["operator"], records.title(record), *records.speed(record)) for record in found]
     head = ("operator", "work", "time", "eager PyTorch", "best of the others")
     return page.table(head, rows, numbers=(2, 3))
-
-
-def _leading(record: Mapping[str, Any]) -> bool:
-    """Whether it is of the benchmarks' main setting; one thread and the default allocator are told elsewhere."""
-    return record.get("device") == "cuda" or (
-        record.get("allocator", "raised") == "raised" and record.get("main", True)
-    )
-
-
-def _speed(record: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    entries = record["contestants"]
-    title = f"{record['work']}, {record['dtype']}"
-    times = {name: entry["median"] for name, entry in entries.items() if entry.get("median")}
-    base = times.get(OURS)
-    if entries[OURS].get("wrong") or base is None:
-        return title, "WRONG", "", ""
-    others = [name for name in times if name != OURS and entries[name].get("rival", True)]
-    best = min(others, key=times.__getitem__, default=None)
-    eager = f"{times['eager'] / base:.1f}x" if "eager" in times else ""
-    return title, duration(base), eager, f"{times[best] / base:.1f}x ({best})" if best else ""
-
-
-def duration(seconds: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
 
 
 def machines(contents: Sequence[Mapping[str, Any]]) -> list[str]:

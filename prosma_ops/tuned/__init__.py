@@ -24,9 +24,13 @@ RIVALS = ("cuda", "triton")
 Seconds = dict[str, dict[str, list[dict[str, Any]]]]
 
 
+def slug(name: str) -> str:
+    """A device's name as files have it: in small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
 def path_of(device_name: str, folder: Path = FOLDER) -> Path:
-    """The table's file: the name of the GPU in small letters, and digits, and hyphens."""
-    return folder / f"{re.sub(r'[^a-z0-9]+', '-', device_name.lower()).strip('-')}.json"
+    return folder / f"{slug(device_name)}.json"
 
 
 def read(device_name: str, folder: Path = FOLDER) -> Seconds:
