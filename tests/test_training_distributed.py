@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,36 @@ def test_a_batch_that_two_cannot_share(monkeypatch: pytest.MonkeyPatch, tmp_path
     configuration = RunFolder.open(trained(tmp_path / "run", steps=1).run.path).configuration
     with pytest.raises(ValueError, match="batch_size is 2; it must be a multiple of the 3 processes that share it"):
         with_numbers(configuration, cases=7, processes=3)
+
+
+SIGNALLED = """
+import os, signal
+from pathlib import Path
+from prosma_ops.training import train
+from prosma_ops.training.engine import Training
+
+make = Training._step
+
+def disturbed(self, loader):
+    if self.fabric.global_rank == 1 and self.at.step == 2:
+        signal.raise_signal(signal.SIGTERM)
+    make(self, loader)
+
+Training._step = disturbed
+outcome = train({settings!r}, Path("run"))
+print(f"rank {{os.environ['RANK']}}: signal {{outcome.signal}} at step {{outcome.step}}", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_is_told_by_all(python: Callable[..., Any], tmp_path: Path) -> None:
+    """The first is the one that speaks: without a signal it would say that the training has come to its end."""
+    script = tmp_path / "signalled.py"
+    script.write_text(SIGNALLED.format(settings=SMALL))
+    done = python([*TORCHRUN[:5], str(script)], OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    told = {f"rank {rank}: signal {signal.SIGTERM.value} at step 3" for rank in (0, 1)}
+    assert told <= set(done.stdout.splitlines()), done.stdout
 
 
 REFUSED = {

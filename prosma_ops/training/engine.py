@@ -134,7 +134,7 @@ class Training:
         if self.written != self.at.step:
             self._write_checkpoint()
         ended = self.at.step == self.at.validated == self.steps
-        self.interruption.number = self.interruption.number if self._interrupted() and not ended else 0
+        self.interruption.number = 0 if ended else self._signal()
 
     def _batches(self) -> Any:
         configuration, fabric = self.configuration, self.fabric
@@ -273,9 +273,12 @@ class Training:
     def _has_patience_ended(self) -> bool:
         return 0 < self.configuration.patience <= self.at.stale
 
+    def _signal(self) -> int:
+        """The number of the one that came, 0 for none; of several processes, of that on which all have agreed."""
+        return self.interruption.number if self.fabric.world_size == 1 else self.agreed
+
     def _interrupted(self) -> bool:
-        """Whether a signal came; of several processes, whether all have agreed on it."""
-        return bool(self.interruption.number if self.fabric.world_size == 1 else self.agreed)
+        return self._signal() != 0
 
     def _write_weights(self, weights: str, network: Mapping[str, Tensor]) -> None:
         if self.fabric.global_rank == 0:
