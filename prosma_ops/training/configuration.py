@@ -126,7 +126,10 @@ def gathered(
         place, *inner = name.strip().split(".")
         target = given
         if inner:
-            target[place] = dict(target.get(place) or {})
+            outer = target.get(place) or {}
+            if not isinstance(outer, Mapping):
+                raise ValueError(f"--set {setting} is a key of a mapping, but {place} is {outer!r}")
+            target[place] = dict(outer)
             target, place = target[place], ".".join(inner)
         target[place] = _parsed(f"--set {setting}", text)
     given.update({name: value for name, value in (named or {}).items() if value is not None})

@@ -86,7 +86,8 @@ def as_resumed(run: RunFolder, given: Mapping[str, Any]) -> Configuration:
     changes = {}
     for name, value in given.items():
         if value is not None:
-            changes[name] = {**mine[name], **value} if isinstance(value, dict) and name in mine else value
+            parts = isinstance(value, dict) and isinstance(mine.get(name), dict)
+            changes[name] = {**mine[name], **value} if parts else value
     changed = Configuration.from_mapping({**mine, **changes})
     if different := run.configuration.differences(changed):
         told = ", ".join(f"{name} {mine[name]}" for name in different)
