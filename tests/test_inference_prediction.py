@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from PIL import Image
 
 from benchmarks import prediction
 from prosma_ops.data import BadFileError, Preparation, inputs, recognise, survey
-from prosma_ops.inference.prediction import predict, require_other_files, written
+from prosma_ops.inference.prediction import predict, remaining, require_other_files, written
+from prosma_ops.inference.processes import Processes
 from prosma_ops.inference.segmenting import Segmenter
+from tests import two_processes
 from tests.data_folders import picture, square, volume
 from tests.small_runs import Brightness
 
@@ -105,11 +108,42 @@ def test_a_bad_image_is_told_and_the_others_are_segmented(tmp_path: Path) -> Non
     assert written(found[2].case, tmp_path / "out") is None
 
 
+def test_a_mask_is_written_when_all_else_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that --continue, which goes by the masks, makes what an interrupt has left out."""
+
+    def stopped(*_: Any) -> Path:
+        raise KeyboardInterrupt
+
+    segmenter, cases = pictures_of(tmp_path), inputs([tmp_path / "images"])
+    for name in ("write_overlay", "write_probabilities"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"prosma_ops.inference.prediction.{name}", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                list(predict(segmenter, cases, tmp_path / "out", probabilities=True))
+        assert written(cases[0], tmp_path / "out") is None
+
+
 def test_what_cannot_be_written_ends_it(tmp_path: Path) -> None:
     segmenter = pictures_of(tmp_path)
     (tmp_path / "out").write_text("")
-    with pytest.raises(BadFileError, match=r"out/a\.png: could not be written"):
+    with pytest.raises(BadFileError, match=r"out/overlays/a\.png: could not be written"):
         list(predict(segmenter, inputs([tmp_path / "images"]), tmp_path / "out"))
+
+
+def one_that_is_late(rank: int, folder: Path) -> list[str]:
+    """Writes a mask as soon as it knows what there is to do; the second process looks a second later."""
+    cases = inputs([folder / "images"])
+    time.sleep(rank)
+    found = remaining(cases, folder / "out", Processes(rank, 2))
+    picture(folder / "out" / f"{found[rank].name}.png", square((8, 8)))
+    return [case.name for case in found]
+
+
+def test_processes_agree_on_what_is_left(tmp_path: Path) -> None:
+    for name in "abcd":
+        picture(tmp_path / "images" / f"{name}.png", bright((8, 8)))
+    picture(tmp_path / "out" / "b.png", square((8, 8)))
+    assert two_processes.run(one_that_is_late, tmp_path, tmp_path) == [["a", "c", "d"]] * 2
 
 
 def test_no_image_is_written_over(tmp_path: Path) -> None:

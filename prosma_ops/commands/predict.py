@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     with needing_the_extra("train"):
         from ..data import inputs
-        from ..inference.prediction import require_other_files, written
+        from ..inference.prediction import remaining, require_other_files
         from ..inference.processes import processes
 
     with processes() as here:
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         cases = inputs(options.inputs, len(folder.preparation.channels))
         require_other_files(cases, options.out)
         if options.rest:
-            cases = [case for case in cases if written(case, options.out) is None]
+            cases = remaining(cases, options.out, here)
         if options.out.exists() and not options.out.is_dir():
             raise ValueError(f"--out is {options.out}, which is a file; a folder is needed")
         done, problems = predicted(options, segmenter, here.share(cases), here.first)

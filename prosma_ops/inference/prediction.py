@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..data import BadFileError, Case, Prepared, Problem, write_mask, write_overlay, write_probabilities
 from ..data.case import File
+from .processes import Processes
 from .segmenting import Segmenter
 
 SUFFIXES = (".nii.gz", ".png")
@@ -55,13 +56,15 @@ def predict(
         found = segmenter.probabilities(prepared)
         codes = segmenter.codes(prepared, found)
         scheme, source = segmenter.preparation.scheme, prepared.source
-        files = [write_mask(folder / case.name, codes, scheme, source)]
+        beside = []
         if overlays:
             path = folder / "overlays" / f"{case.name}.png"
-            files.append(write_overlay(path, source.values, codes, scheme))
+            beside.append(write_overlay(path, source.values, codes, scheme))
         if probabilities:
-            files.append(_write_probabilities(segmenter, folder / "probabilities" / case.name, found, prepared))
-        yield Prediction(case, tuple(files))
+            beside.append(_write_probabilities(segmenter, folder / "probabilities" / case.name, found, prepared))
+        # The last, as who goes on later takes a case with a mask for done.
+        mask = write_mask(folder / case.name, codes, scheme, source)
+        yield Prediction(case, (mask, *beside))
 
 
 def _write_probabilities(segmenter: Segmenter, path: Path, found: Tensor, prepared: Prepared) -> Path:
@@ -72,6 +75,13 @@ def written(case: Case, folder: Path) -> Path | None:
     """The mask of a case, where an earlier prediction left one."""
     paths = [folder / f"{case.name}{suffix}" for suffix in SUFFIXES]
     return next((path for path in paths if path.exists()), None)
+
+
+def remaining(cases: Sequence[Case], folder: Path, processes: Processes) -> list[Case]:
+    """Those without a mask. The processes ask one another, so that none begins to write before all have looked: they
+    would share out different cases."""
+    there = set(processes.gathered([case.name for case in cases if written(case, folder) is not None]))
+    return [case for case in cases if case.name not in there]
 
 
 def require_other_files(cases: Sequence[Case], folder: Path) -> None:
