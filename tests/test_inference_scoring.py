@@ -52,6 +52,19 @@ def test_scores_are_those_of_monai(shape: tuple[int, ...], spacing: tuple[float,
     np.testing.assert_allclose(dice(prediction, truth, FOUR), expected["dice"][0], rtol=1e-6)
 
 
+def test_a_volume_of_one_slice() -> None:
+    """Its spacing has three numbers, and it makes no difference which axis is the one of length 1."""
+    prediction, truth = blobs((30, 20), 0), blobs((30, 20), 1)
+    found = []
+    for axis in range(3):
+        spacing = [0.5, 1.5]
+        spacing.insert(axis, 4.0)
+        pair = np.expand_dims(prediction, axis), np.expand_dims(truth, axis)
+        found.append([each.as_json() for each in scores(*pair, FOUR, spacing)])
+    assert found[0] == found[1] == found[2]
+    np.testing.assert_equal(dice(prediction[None], truth, FOUR), dice(prediction, truth, FOUR))
+
+
 def test_distances_by_hand() -> None:
     """Two squares of 5 pixels, 3 apart: of a border's 16 pixels the far side is 3 away, and no pixel farther."""
     truth, prediction = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)

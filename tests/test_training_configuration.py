@@ -82,7 +82,7 @@ def test_files_that_hold_none(tmp_path: Path, content: str | None, message: str)
 
 
 def test_settings_that_are_none() -> None:
-    with pytest.raises(ValueError, match="--set seed.x=1 is a key of a mapping, but seed is 3"):
+    with pytest.raises(ValueError, match=r"--set seed\.x=1 is a key of a mapping, but seed is 3"):
         gathered(None, ["seed=3", "seed.x=1"])
     with pytest.raises(ValueError, match="--set epochs has no value; --set key=value"):
         of(settings=["epochs"])

@@ -143,7 +143,7 @@ def test_what_a_resumed_run_may_change(tmp_path: Path, monkeypatch: pytest.Monke
         trained(tmp_path / "run", resume=True, epochs=5, seed=1)
     with pytest.raises(ValueError, match=r"phantom:cases=3,size=16 does not have the cases that .* was begun with"):
         trained(tmp_path / "run", resume=True, data="phantom:cases=3,size=16")
-    with pytest.raises(ValueError, match="seed is {'x': 1}; a whole number is needed"):
+    with pytest.raises(ValueError, match=r"seed is \{'x': 1\}; a whole number is needed"):
         trained(tmp_path / "run", resume=True, seed={"x": 1})
     assert trained(tmp_path / "run", resume=True, workers=1).step == 12
 

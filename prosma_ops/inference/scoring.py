@@ -66,14 +66,18 @@ def dice(prediction: np.ndarray | Tensor, truth: np.ndarray | Tensor, scheme: La
     Both as `LabelScheme.encode` has them: class numbers (*space) or (1, *space), or regions (outputs, *space). The
     truth may hold `IGNORED`.
     """
-    masks = _masks(np.asarray(prediction), np.asarray(truth), scheme)
-    return np.array([_overlap(predicted, actual)[0] for predicted, actual in masks])
+    one, other = np.asarray(prediction), np.asarray(truth)
+    if not scheme.regions:
+        space = min(one.ndim, other.ndim)
+        one, other = (each[0] if each.ndim > space and len(each) == 1 else each for each in (one, other))
+    return np.array([_overlap(predicted, actual)[0] for predicted, actual in _masks(one, other, scheme)])
 
 
 def scores(
     prediction: np.ndarray, truth: np.ndarray, scheme: LabelScheme, spacing: Sequence[float] | None = None
 ) -> list[ClassScores]:
-    """All scores of a case, in the order of `scheme.foreground`; labels as in `dice`, on the grid of the source."""
+    """All scores of a case, in the order of `scheme.foreground`, on the grid of the source: class numbers (*space), or
+    regions (outputs, *space)."""
     found = []
     masks = _masks(prediction, truth, scheme)
     for output, (predicted, actual) in zip(scheme.foreground, masks, strict=True):
@@ -85,8 +89,6 @@ def scores(
 
 def _masks(prediction: np.ndarray, truth: np.ndarray, scheme: LabelScheme) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each output that is evaluated where it is predicted and where it is, without what is ignored."""
-    if not scheme.regions:
-        prediction, truth = (part[0] if part.ndim > 1 and part.shape[0] == 1 else part for part in (prediction, truth))
     if prediction.shape != truth.shape:
         raise ValueError(f"a prediction of shape {prediction.shape} cannot be compared with a truth of {truth.shape}")
     for output in scheme.foreground:
