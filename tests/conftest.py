@@ -53,6 +53,12 @@ def need_level(level: str) -> None:
         pytest.skip(f"this processor or this build has no level {level}")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Before what the tests of a file share is made: a training with two threads ends in other bits."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """One thread: shapes here are tiny, and waiting for a second one takes longer. test_threads.py sets its own."""
