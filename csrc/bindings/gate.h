@@ -30,6 +30,24 @@ struct Gate {
         a.activation = Activation(activation);
     }
 
+    void take_tensors(uintptr_t field, const py::tuple& field_strides, uintptr_t skip, const py::tuple& skip_strides,
+                      uintptr_t out, const py::tuple& out_strides) {
+        a.field = placed(field, field_strides);
+        a.skip = placed(skip, skip_strides);
+        a.out = placed(out, out_strides);
+    }
+
+    void take_tensors_and_gradients(uintptr_t grad, const py::tuple& grad_strides, uintptr_t field,
+                                    const py::tuple& field_strides, uintptr_t skip, const py::tuple& skip_strides,
+                                    uintptr_t field_grad, const py::tuple& field_grad_strides, uintptr_t skip_grad,
+                                    const py::tuple& skip_grad_strides) {
+        a.grad = placed(grad, grad_strides);
+        a.field = placed(field, field_strides);
+        a.skip = placed(skip, skip_strides);
+        a.field_grad = placed(field_grad, field_grad_strides);
+        a.skip_grad = placed(skip_grad, skip_grad_strides);
+    }
+
     void take_parameters(uintptr_t weight, uintptr_t threshold, uintptr_t channel_gate, uintptr_t bias) {
         a.weight = pointer<void>(weight);
         a.threshold = pointer<void>(threshold);

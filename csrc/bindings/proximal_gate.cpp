@@ -15,9 +15,7 @@ void gate_forward(int type, int threads, const py::tuple& shape, int kernel_size
                   uintptr_t threshold, uintptr_t channel_gate, uintptr_t bias) {
     Gate gate(type, shape, kernel_size, dilations, activation);
     gate.a.threads = thread_count(threads);
-    gate.a.field = placed(field, field_strides);
-    gate.a.skip = placed(skip, skip_strides);
-    gate.a.out = placed(out, out_strides);
+    gate.take_tensors(field, field_strides, skip, skip_strides, out, out_strides);
     gate.take_parameters(weight, threshold, channel_gate, bias);
     py::gil_scoped_release release;
     check_memory(selected->proximal_gate_forward(gate.a));
@@ -32,11 +30,8 @@ void gate_backward(int type, int threads, const py::tuple& shape, int kernel_siz
                    uintptr_t channel_gate_grad, uintptr_t bias_grad) {
     Gate gate(type, shape, kernel_size, dilations, activation);
     gate.a.threads = thread_count(threads);
-    gate.a.grad = placed(grad, grad_strides);
-    gate.a.field = placed(field, field_strides);
-    gate.a.skip = placed(skip, skip_strides);
-    gate.a.field_grad = placed(field_grad, field_grad_strides);
-    gate.a.skip_grad = placed(skip_grad, skip_grad_strides);
+    gate.take_tensors_and_gradients(grad, grad_strides, field, field_strides, skip, skip_strides, field_grad,
+                                    field_grad_strides, skip_grad, skip_grad_strides);
     gate.take_parameters(weight, threshold, channel_gate, bias);
     gate.take_parameter_gradients(weight_grad, threshold_grad, channel_gate_grad, bias_grad);
     py::gil_scoped_release release;
