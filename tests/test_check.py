@@ -142,6 +142,19 @@ def test_backends_that_cannot_run_are_listed_with_the_reason(capsys: pytest.Capt
     assert report.not_run["proximal_gate"]["cuda"] in shown
 
 
+def test_a_report_that_cannot_be_written_is_shown_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "none" / "report.json"
+    arguments = ["--operator", "soft_threshold", "--backend", "reference", "--size", "tiny", "--json", str(path)]
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "--device", "cpu", *arguments])
+    assert ended.value.code == 2
+    said, wrong = capsys.readouterr()
+    assert "soft_threshold" in said
+    assert f"--json is '{path}', which cannot be written: No such file or directory" in wrong
+
+
 @pytest.mark.parametrize("arguments", [["--operator", "gate"], ["--device", "no_such_device"], ["--backend", "numpy"]])
 def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .parsers import usable_device
+from .parsers import usable_device, write_json
 
 if TYPE_CHECKING:
     from .parsers import Commands
@@ -44,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     device = usable_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     request = check.Request(device, options.operator, options.backend, options.size, options.self_test)
     report = check.run(request)
-    if options.json is not None:
-        options.json.write_text(json.dumps(report.as_json(), indent=1, allow_nan=False) + "\n")
     print(check.text(report))
+    if options.json is not None:
+        write_json(options.json, report.as_json())
     return 0 if report.passed else 1

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .parsers import needing_the_extra
+from .parsers import needing_the_extra, write_json
 
 if TYPE_CHECKING:
     from .parsers import Commands
@@ -33,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
         from ..data import inspection, inspection_text
 
     found = inspection.inspect(options.data, options.seed, progress=inspection_text.track)
-    if options.json is not None:
-        options.json.write_text(json.dumps(inspection.as_json(found), indent=1, allow_nan=False) + "\n")
     inspection_text.show(found, Console())
+    if options.json is not None:
+        write_json(options.json, inspection.as_json(found))
     return 1 if found.errors else 0

@@ -1,11 +1,13 @@
-"""What all commands share: the type of what they add to, a word for libraries that are not installed, devices."""
+"""What all commands share: the type of what they add to, words for missing libraries, devices, JSON."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +22,14 @@ def needing_the_extra(extra: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed: pip install 'prosma-ops[{extra}]'") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """What --json asked for; raises ValueError with the system's reason if it cannot be written."""
+    try:
+        path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise ValueError(f"--json is {str(path)!r}, which cannot be written: {error.strerror or error}") from None
 
 
 def usable_device(name: str) -> torch.device:
