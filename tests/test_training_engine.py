@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 from prosma_ops.data import LabelScheme, recognise
 from prosma_ops.models import create_model
 from prosma_ops.training import Configuration, RunFolder, train
+from prosma_ops.training.engine import Meter
 from prosma_ops.training.losses import Supervised
 from prosma_ops.training.optimisation import AveragedWeights, learning_rate, optimizer
 from tests.small_training import SMALL, learned, log, trained
@@ -89,6 +91,23 @@ def test_the_last_weights_are_those_of_the_checkpoint(tmp_path: Path, ema: float
     assert set(last) == set(RunFolder.open(tmp_path / "run").new_model().state_dict())
     assert all(torch.equal(tensor, found[f"{part}/network.{name}"]) for name, tensor in last.items())
     assert any(not torch.equal(tensor, found[f"module/network.{name}"]) for name, tensor in last.items()) == bool(ema)
+
+
+def test_only_steps_of_this_process_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint between two lines of the log holds losses whose time nobody knows."""
+    clock = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: clock)
+    meter = Meter()
+    meter.losses, meter.extras = [2.0, 3.0], [0.0, 0.0]
+    meter.start()
+    with meter.waiting():
+        clock = 1.0
+    meter.add(4.0, 3.0)
+    with meter.paused():
+        clock = 11.0
+    clock = 14.0
+    assert meter.taken() == {"loss": 3.0, "auxiliary": 1.0, "wait_share": 0.25, "step_seconds": 4.0}
+    assert (meter.losses, meter.waited, meter.timed) == ([], 0.0, 0)
 
 
 def test_patience(tmp_path: Path) -> None:

@@ -306,13 +306,15 @@ class Meter:
         self.start()
 
     def start(self) -> None:
-        """The clock; the losses stay."""
+        """The clock; the losses stay, of which those of a checkpoint were timed by another."""
         self.began = time.perf_counter()
         self.waited = 0.0
+        self.timed = 0
 
     def add(self, loss: float, extra: float) -> None:
         self.losses.append(loss)
         self.extras.append(extra)
+        self.timed += 1
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -335,7 +337,7 @@ class Meter:
             "loss": sum(self.losses) / count,
             "auxiliary": sum(self.extras) / count,
             "wait_share": self.waited / max(passed, 1e-9),
-            "step_seconds": passed / count,
+            "step_seconds": passed / max(1, self.timed),
         }
         self.losses, self.extras = [], []
         self.start()
