@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from prosma_ops import doctor
+
 from . import machine, report, revisions
 
 HERE = Path(__file__).resolve().parent
@@ -27,7 +29,7 @@ def main() -> int:
     parser.add_argument("--base", metavar="REV", help="compare with this revision, in turn; nothing is kept")
     arguments = parser.parse_args()
     if arguments.base:
-        return revisions.main(arguments, cores())
+        return revisions.main(arguments, doctor.usable_cores())
 
     status, found = 0, []
     for allocator, threads in settings(arguments.device, arguments.short):
@@ -47,15 +49,10 @@ def settings(device: str, short: bool) -> list[tuple[str, str]]:
     """(allocator, thread counts): one thread and the default allocator are reported beside the main setting."""
     if device == "cuda":
         return [("default", "")]
-    count = cores()
+    count = doctor.usable_cores()
     if short or count == 1:
         return [("raised", str(count))]
     return [("raised", f"{count},1"), ("default", str(count))]
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measure(arguments: argparse.Namespace, allocator: str, threads: str) -> tuple[int, dict[str, Any] | None]:

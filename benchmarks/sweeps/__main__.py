@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from prosma_ops import doctor
 
 from .. import harness, machine, report
 from ..targets import OURS
@@ -96,7 +97,7 @@ class Kept(harness.Results):
 
 def thread_counts() -> list[int]:
     """1 to all; of more than 8 the powers of two, and all."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = doctor.usable_cores()
     return (
         list(range(1, cores + 1)) if cores <= 8 else [*(2**n for n in range(cores.bit_length()) if 2**n < cores), cores]
     )
