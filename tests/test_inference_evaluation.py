@@ -118,7 +118,7 @@ def test_means_leave_out_what_has_no_score() -> None:
     overall = evaluation.summary(ALL, "dice")
     assert (overall.cases, overall.mean, overall.median) == (3, pytest.approx(0.6), pytest.approx(0.5))
     assert overall.deviation == pytest.approx(np.std([0.8, 0.5, 0.5], ddof=1))
-    assert [case.name for case in evaluation.worst(9)] == ["c1", "c3", "c0"]
+    assert [case.name for case in evaluation.by_dice()] == ["c1", "c3", "c0"]
 
 
 def test_intervals_go_by_subject() -> None:

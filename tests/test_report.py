@@ -200,7 +200,7 @@ def test_durations_are_read_without_exponents(seconds: float | None, expected: s
 def test_committed_results_can_be_shown() -> None:
     folder = Path(__file__).parents[1] / "benchmarks" / "results"
     paths = sorted(path for path in folder.glob("*/*.json") if not path.stem.startswith("sweeps-"))
-    html = measurements.speeds([measurements.read(path, "records") for path in paths])
+    html = measurements.speeds([measurements.read_speeds(path) for path in paths])
     assert "proximal_gate" in html
     assert "WRONG" not in html
 
@@ -208,10 +208,22 @@ def test_committed_results_can_be_shown() -> None:
 def test_other_files_are_told(tmp_path: Path) -> None:
     path = tmp_path / "parity.json"
     with pytest.raises(BadFileError, match=r"parity\.json: is no JSON \(No such file"):
-        measurements.read(path, "records")
+        measurements.read_parity(path)
     path.write_text(json.dumps({"cases": []}))
     with pytest.raises(BadFileError, match="has no records; a JSON of prosma-ops check"):
-        measurements.read(path, "records")
+        measurements.read_parity(path)
+
+
+def test_each_file_in_the_other_s_place_is_told(tmp_path: Path) -> None:
+    """Before anything is trained for the page that they are for."""
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps({"records": [parity_record("sinkhorn", 0.25)]}))
+    assert measurements.read_parity(path)["records"][0]["operator"] == "sinkhorn"
+    with pytest.raises(BadFileError, match="a record without work, contestants; a JSON of python -m bench"):
+        measurements.read_speeds(path)
+    path.write_text(json.dumps({"records": [7]}))
+    with pytest.raises(BadFileError, match="a record without operator, implementation"):
+        measurements.read_parity(path)
 
 
 def test_mixtures_are_known_by_their_operators() -> None:

@@ -108,10 +108,13 @@ class Evaluation:
         chosen = [each for case in self.cases for each in case.classes if name in (ALL, each.name)]
         return sum(each.missed for each in chosen), sum(each.invented for each in chosen)
 
-    def worst(self, most: int = 3) -> list[CaseScores]:
-        """Those with the lowest mean Dice, the lowest first."""
+    def by_dice(self) -> list[CaseScores]:
+        """The cases that have one, that with the lowest mean Dice first."""
         scored = [case for case in self.cases if not math.isnan(case.mean("dice"))]
-        return sorted(scored, key=lambda case: case.mean("dice"))[:most]
+        return sorted(scored, key=lambda case: case.mean("dice"))
+
+    def worst(self, most: int = 3) -> list[CaseScores]:
+        return self.by_dice()[:most]
 
     def as_json(self) -> dict[str, Any]:
         counts = {name: self.counts(name) for name in self.names()}

@@ -112,7 +112,7 @@ def curves(contestants: Sequence[Contestant]) -> str:
 def overlays(contestants: Sequence[Contestant], cases: Mapping[str, Case]) -> str:
     """Three test images, chosen by the first network's Dice: the lowest, the middle one, the highest."""
     scheme = contestants[0].segmenter.preparation.scheme
-    ordered = sorted(contestants[0].evaluation.cases, key=lambda case: case.mean("dice"))
+    ordered = contestants[0].evaluation.by_dice()
     parts = [pictures.swatches([scheme.names[output] for output in scheme.foreground], _colours(scheme))]
     for word, place in zip(SHOWN, (0, len(ordered) // 2, -1), strict=True):
         case = cases[ordered[place].name]

@@ -57,8 +57,8 @@ class Wanted:
 
 def demonstrate(wanted: Wanted, console: Console) -> Path:
     """Trains, evaluates, and writes the page; returns its path. Raises ValueError, and KeyboardInterrupt."""
-    parity = None if wanted.parity is None else measurements.read(wanted.parity, "records")
-    speeds = [measurements.read(path, "records") for path in wanted.speeds]
+    parity = None if wanted.parity is None else measurements.read_parity(wanted.parity)
+    speeds = [measurements.read_speeds(path) for path in wanted.speeds]
     started = time.monotonic()
     contestants = [contestant(title, choice, wanted, console) for title, choice in NETWORKS.items()]
     cases = {case.name: case for case in recognise(_configuration(wanted, {})["data"]).cases}
@@ -120,7 +120,7 @@ def written(
 ) -> str:
     """The page."""
     first = contestants[0]
-    shown = cases[max(first.evaluation.cases, key=lambda case: case.mean("dice")).name]
+    shown = cases[first.evaluation.by_dice()[-1].name]
     sections = [
         Section("Scores on images that no training has seen", contents.scores(contestants)),
         Section("Learning curves", contents.curves(contestants)),

@@ -12,14 +12,27 @@ from ..data import BadFileError
 from . import page, records
 
 
-def read(path: Path, key: str) -> dict[str, Any]:
-    """Raises `BadFileError` for a file that has no list under `key`."""
+def read_parity(path: Path) -> dict[str, Any]:
+    """Raises `BadFileError` for another file."""
+    return _read(path, ("operator", "implementation", "dtype", "error", "bound", "ok"), "prosma-ops check --json")
+
+
+def read_speeds(path: Path) -> dict[str, Any]:
+    """Raises `BadFileError` for another file."""
+    return _read(path, ("operator", "work", "dtype", "contestants"), "python -m benchmarks")
+
+
+def _read(path: Path, keys: Sequence[str], maker: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise BadFileError(path, f"is no JSON ({getattr(error, 'strerror', None) or error})") from None
-    if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise BadFileError(path, f"has no {key}; a JSON of prosma-ops check or of python -m benchmarks is needed")
+    if not isinstance(content, dict) or not isinstance(content.get("records"), list):
+        raise BadFileError(path, f"has no records; a JSON of {maker} is needed")
+    for record in content["records"]:
+        missing = [key for key in keys if not isinstance(record, dict) or key not in record]
+        if missing:
+            raise BadFileError(path, f"has a record without {', '.join(missing)}; a JSON of {maker} is needed")
     return content
 
 
