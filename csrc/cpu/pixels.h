@@ -1,10 +1,10 @@
-// The forward pass on images whose lanes are channels: all taps of an output are summed in registers.
+// The stencil on images whose lanes are channels, all taps of an output summed in registers, and the forward pass made of it.
 //
 // There each tap is one aligned vector of the field and one vector of weights. With the weights of up to three dilations
 // of 3 x 3 in 25 of AVX-512's 32 registers, four neighbouring outputs take one load a multiply-add, which a processor
 // does as fast as the multiply-adds themselves, and no sums go to memory between one dilation and the next.
 //
-// A strip of rows moves down a band of the image: of many channels at once, so that memory is read as it lies (a vector
+// In the forward a strip of rows moves down a band of the image: of many channels at once, so that memory is read as it lies (a vector
 // of channels by itself is 64 bytes of every pixel, and what the processor fetches beside them on its own is wasted).
 // The rows above the strip stay in a ring, so that each is copied once.
 #pragma once
@@ -14,12 +14,6 @@
 
 namespace prosma::PROSMA_LEVEL {
 
-#if defined(PROSMA_AVX512)
-constexpr bool HOLDS_ALL_TAPS = true;
-#else
-constexpr bool HOLDS_ALL_TAPS = false;
-#endif
-constexpr int MOST_HELD_DILATIONS = 3;
 constexpr int64_t STRIP_ROWS = 8;
 // Enough bands that several threads find work, long enough that the copies of their halos are few.
 constexpr int64_t FEWEST_BANDS = 16;
@@ -37,6 +31,11 @@ PROSMA_INLINE void hold([[maybe_unused]] Vector<T>& value) {
     asm("" : "+v"(value));
 #endif
 }
+
+template <int VALUE>
+struct Count {
+    static constexpr int value = VALUE;
+};
 
 // The rows that one dilation's kernel reads around an output row, and how far apart its columns are.
 template <class T>
@@ -65,6 +64,61 @@ PROSMA_INLINE void sum_taps(const KernelRows<T>* kernels, const Vector<T>* weigh
             }
 }
 
+// The weights, in registers. The centres of all kernels but the first are never asked for.
+template <class T, int DILATIONS>
+struct HeldWeights {
+    Vector<T> taps[DILATIONS * 9];
+
+    PROSMA_INLINE explicit HeldWeights(const Vector<T>* weights) {
+        for (int tap = 0; tap < DILATIONS * 9; ++tap) {
+            taps[tap] = weights[tap];
+            if (tap < 9 || tap % 9 != 4) hold<T>(taps[tap]);
+        }
+    }
+};
+
+// out = start + the stencil over a patch of rows that lie one after another. `in` and `out` point at its first pixel.
+template <class S, int DILATIONS>
+__attribute__((noinline)) void convolve_pixels(const Plan<S>& plan, const Compute<S>* in, Compute<S>* out, int64_t out_length,
+                                               const Patch& patch, const Vector<Compute<S>>* weights, Vector<Compute<S>> start,
+                                               Meanwhile& meanwhile) {
+    using T = Compute<S>;
+    constexpr int L = LANES<T>;
+    const HeldWeights<T, DILATIONS> held(weights);
+    for (int64_t row = patch.first_row; row < patch.end_row; ++row, in += plan.row_length, out += out_length) {
+        KernelRows<T> kernels[DILATIONS];
+        for (int m = 0; m < DILATIONS; ++m) {
+            kernels[m].shift = plan.column_dilation(m) * L;
+            for (int ky = 0; ky < 3; ++ky) kernels[m].rows[ky] = in + (ky - 1) * plan.row_dilation(m) * plan.row_length;
+        }
+        const auto sum = [&](auto count, int64_t column) {
+            Vector<T> sums[count.value];
+            sum_taps<T, DILATIONS, count.value>(kernels, held.taps, start, column, sums);
+            for (int i = 0; i < count.value; ++i) {
+                meanwhile.fetch(column + i);
+                store<T>(out + (column + i) * L, sums[i]);
+            }
+        };
+        int64_t column = 0;
+        for (; column + NEIGHBOURS <= patch.vectors; column += NEIGHBOURS) sum(Count<NEIGHBOURS>{}, column);
+        for (; column < patch.vectors; ++column) sum(Count<1>{}, column);
+        meanwhile.step();
+    }
+}
+
+template <class S>
+void convolve_pixels(const Plan<S>& plan, const Ring<S>& ring, Compute<S>* out, int64_t out_length, const Patch& patch,
+                     const Vector<Compute<S>>* weights, Vector<Compute<S>> start, Meanwhile& meanwhile) {
+    const Compute<S>* in = ring.row(patch.plane, patch.first_row) + patch.first_vector * Plan<S>::L;
+    meanwhile.spread(patch.end_row - patch.first_row);
+    switch (plan.dilations) {
+        case 1: convolve_pixels<S, 1>(plan, in, out, out_length, patch, weights, start, meanwhile); break;
+        case 2: convolve_pixels<S, 2>(plan, in, out, out_length, patch, weights, start, meanwhile); break;
+        default: convolve_pixels<S, 3>(plan, in, out, out_length, patch, weights, start, meanwhile);
+    }
+    meanwhile.complete();
+}
+
 // How images are cut: into bands of rows, and sets of channel groups that are worked on together.
 template <class S>
 struct PixelPlan {
@@ -88,10 +142,7 @@ struct PixelPlan {
 
     int64_t group_bytes() const { return group_length * int64_t(sizeof(T)); }
 
-    bool serves() const {
-        const bool held = HOLDS_ALL_TAPS && plan.a.kernel_size == 3 && plan.dilations <= MOST_HELD_DILATIONS;
-        return held && plan.layout.over_channels && plan.a.kernel_depth == 1 && group_bytes() <= TILE_BYTES;
-    }
+    bool serves() const { return plan.holds_all_taps() && group_bytes() <= TILE_BYTES; }
 
     size_t scratch() const {
         return size_t(set_groups) * (size_t(plan.taps) * VECTOR_BYTES + size_t(group_bytes())) + size_t(slots) * sizeof(int64_t);
@@ -228,11 +279,7 @@ private:
         const Item own = of_group(g);
         const ChannelFactors<S> factors(plan, own);
         const Rows<S> outs = rows_of(plan, a.out, own, 0), skips = a.skip.data ? rows_of(plan, a.skip, own, 0) : outs;
-        Vector<T> held[DILATIONS * 9];
-        for (int tap = 0; tap < DILATIONS * 9; ++tap) {
-            held[tap] = weights[g * plan.taps + tap];
-            if (tap < 9 || tap % 9 != 4) hold<T>(held[tap]);
-        }
+        const HeldWeights<T, DILATIONS> held(weights + g * plan.taps);
         for (int64_t column = 0; column < plan.vectors; column += PIXELS_AT_ONCE)
             for (int64_t row = first; row < end; ++row) {
                 KernelRows<T> kernels[DILATIONS];
@@ -242,8 +289,8 @@ private:
                 const int64_t end_whole = least(end_column, out.whole, a.skip.data ? skip.whole : end_column);
                 int64_t v = column;
                 for (; v + NEIGHBOURS <= end_whole; v += NEIGHBOURS)
-                    write_pixels<NEIGHBOURS, true>(kernels, held, factors, out, skip, v);
-                for (; v < end_column; ++v) write_pixels<1, false>(kernels, held, factors, out, skip, v);
+                    write_pixels<NEIGHBOURS, true>(kernels, held.taps, factors, out, skip, v);
+                for (; v < end_column; ++v) write_pixels<1, false>(kernels, held.taps, factors, out, skip, v);
             }
     }
 

@@ -3,8 +3,8 @@
 // How it reaches its speed. The field is read once: a tile of rows (in volumes a ring of planes of such tiles) is copied,
 // widened to float and zero-padded, into scratch memory that stays in the caches, so the stencil has no borders and
 // knows no strides. All dilations are summed there, blocks of eight rows a dilation apart at a time (stencil.h).
-// Threshold, activation, skip and channel gate are applied on the way out. (Images in channels_last have a forward pass
-// of their own where AVX-512 is: pixels.h.) The backward makes z again from q, turns it
+// Threshold, activation, skip and channel gate are applied on the way out. (Images in channels_last have a stencil and a
+// forward pass of their own where AVX-512 is: pixels.h.) The backward makes z again from q, turns it
 // in place into dz, and takes dq and the weight gradient from that same tile: q, skip and dy are read once, dq and
 // dskip written once, and nothing of the field's size is stored in between. From one tile of a band to the next it
 // carries the rows of dz that both need, so that they are made once.
@@ -16,12 +16,13 @@
 namespace prosma::PROSMA_LEVEL {
 namespace {
 
-// Copies one plane's rows of the field, halo included, into the ring, zero-padded.
+// Copies one plane's rows of the field, halo included, into the ring, zero-padded: those from `first_row` on, as far as
+// the ring goes.
 template <class S>
-void take_plane(const Plan<S>& plan, const Item& item, const Ring<S>& ring, int64_t plane) {
+void take_plane(const Plan<S>& plan, const Item& item, const Ring<S>& ring, int64_t plane, int64_t first_row) {
     constexpr int L = Plan<S>::L;
     const Rows<S> rows = rows_of(plan, plan.a.field, item, plane);
-    for (int64_t row = ring.first_row; row < ring.first_row + ring.rows; ++row) {
+    for (int64_t row = first_row; row < ring.first_row + ring.rows; ++row) {
         auto* to = ring.row(plane, row);
         if (row < 0 || row >= plan.a.sizes[HEIGHT]) {
             clear(to - ring.left, ring.row_length);
@@ -47,17 +48,20 @@ void want(const Plan<S>& plan, const Tensor& tensor, const Item& item, const Pat
                                                stride * int64_t(sizeof(S))};
 }
 
-// The part of the field that will be copied next: of this tile's next plane, or of the first one of the tile after it,
-// whose rows begin `shift` further down.
+// Rows of the field that will be copied soon.
+struct Upcoming {
+    const Item& item;
+    int64_t plane, first_row, end_row;
+};
+
+// Adds the patch's share of the upcoming rows, of a tile's rows [first_row, end_row), to what will be read soon.
 template <class S>
-void want_field(const Plan<S>& plan, const Item& item, const Item& next, int64_t shift, bool last_plane, int64_t taken, Patch patch,
-                Meanwhile& meanwhile) {
-    patch.plane = last_plane ? next.first_plane : taken;
-    if (last_plane) {
-        patch.first_row += shift;
-        patch.end_row += shift;
-    }
-    want(plan, plan.a.field, last_plane ? next : item, patch, meanwhile);
+void want_upcoming(const Plan<S>& plan, const Upcoming& next, Patch patch, int64_t first_row, int64_t end_row, Meanwhile& meanwhile) {
+    const int64_t rows = end_row - first_row, upcoming = next.end_row - next.first_row;
+    patch.plane = next.plane;
+    patch.end_row = next.first_row + (patch.end_row - first_row) * upcoming / rows;
+    patch.first_row = next.first_row + (patch.first_row - first_row) * upcoming / rows;
+    want(plan, plan.a.field, next.item, patch, meanwhile);
 }
 
 template <class S>
@@ -89,6 +93,7 @@ PROSMA_INLINE void for_each_part(const Plan<S>& plan, const Ring<S>& in, Compute
 template <class S>
 void convolve_patch(const Plan<S>& plan, const Ring<S>& in, Compute<S>* out, int64_t out_length, const Patch& patch,
                     Vector<Compute<S>>* weights, Vector<Compute<S>> start, Blocks* blocks, Meanwhile& meanwhile) {
+    if (plan.holds_all_taps()) return convolve_pixels(plan, in, out, out_length, patch, weights, start, meanwhile);
     meanwhile.spread(blocks_in(plan, patch));
     const Vector<Compute<S>>* first = &start;
     for_each_part(plan, in, out, out_length, patch, weights, blocks, [&](Strip<Compute<S>> strip, const Blocks& cut) {
@@ -109,7 +114,7 @@ void correlate_patch(const Plan<S>& plan, const Ring<S>& in, Compute<S>* gradien
 
 // Elements between a patch's rows of sums: an odd number of vectors, as in the rings.
 template <class T>
-constexpr int64_t PATCH_LENGTH = (CHUNK + 1) * LANES<T>;
+constexpr int64_t PATCH_LENGTH = (CHUNK_OF_PIXELS + 1) * LANES<T>;
 
 // A patch whose sums are complete, and what it takes to make y of them, a row at a time.
 template <class S, Activation ACTIVATION>
@@ -172,8 +177,12 @@ void forward_item(const Plan<S>& plan, int64_t number, void* scratch, bool strea
     int turn = 0;
     int64_t taken = larger(0, item.first_plane - plan.reach_planes);
     for (int64_t plane = item.first_plane; plane < item.end_plane; ++plane) {
-        for (; taken < smaller(plane + plan.reach_planes + 1, a.sizes[DEPTH]); ++taken) take_plane(plan, item, field, taken);
+        for (; taken < smaller(plane + plan.reach_planes + 1, a.sizes[DEPTH]); ++taken) take_plane(plan, item, field, taken, field.first_row);
         const Rows<S> outs = rows_of(plan, a.out, item, plane), skips = a.skip.data ? rows_of(plan, a.skip, item, plane) : outs;
+        const bool last_plane = plane + 1 == item.end_plane;
+        const Item& then = last_plane ? next : item;
+        const Upcoming upcoming = {then, last_plane ? next.first_plane : taken, then.first_row - plan.reach_rows,
+                                   then.end_row + plan.reach_rows};
         for_each_patch(plan, plane, item.first_row, item.end_row, [&](const Patch& patch) {
             Meanwhile meanwhile;
             meanwhile.finish = finished.write;
@@ -181,7 +190,7 @@ void forward_item(const Plan<S>& plan, int64_t number, void* scratch, bool strea
             meanwhile.row = finished.patch.first_row;
             meanwhile.end_row = finished.patch.end_row;
             want(plan, a.skip, item, patch, meanwhile);
-            want_field(plan, item, next, next.first_row - item.first_row, plane + 1 == item.end_plane, taken, patch, meanwhile);
+            want_upcoming(plan, upcoming, patch, item.first_row, item.end_row, meanwhile);
             T* own = sums + turn * STRIP * PATCH_LENGTH<T>;
             convolve_patch(plan, field, own, PATCH_LENGTH<T>, patch, weights, factors.bias, blocks, meanwhile);
             finished = {own, patch, outs, skips, &factors, a.skip.data != nullptr, streaming};
@@ -414,24 +423,41 @@ public:
     }
 
     void run() {
-        for (int64_t row = item.first_row; row < item.end_row; row += plan.tile_rows) run_tile(tile_of(plan, item, row, halo));
+        for (int64_t row = item.first_row; row < item.end_row; row += plan.tile_rows) {
+            const BackwardTile tile = tile_of(plan, item, row, halo);
+            run_tile(tile, tile.last ? tile_of(plan, next_item, next_item.first_row, halo) : tile_of(plan, item, tile.own.end_row, halo));
+        }
         if (streaming) finish_streaming();
     }
 
     void keep(int64_t number, const Partials<S>& partials) const { partials.keep(number, sums, extra_sums); }
 
 private:
-    void run_tile(const BackwardTile& tile) {
+    // The field's rows that a tile has to copy: all around those it makes, but in images those that the tile before it had.
+    int64_t first_copied(const BackwardTile& tile) const {
+        return tile.first_made + (plan.ring_planes() > 1 || tile.first ? -plan.reach_rows : plan.reach_rows);
+    }
+
+    void move_field(const BackwardTile& tile) {
+        const int64_t shared = first_copied(tile) - (tile.first_made - plan.reach_rows);
+        const T* from = shared ? field.row(0, tile.first_made - plan.reach_rows) - field.left : nullptr;
+        if (shared) memmove(field.memory, from, size_t(shared * field.row_length) * sizeof(T));
         field.first_row = tile.first_made - plan.reach_rows;
         field.rows = tile.end_made - tile.first_made + 2 * plan.reach_rows;
+    }
+
+    void run_tile(const BackwardTile& tile, const BackwardTile& next) {
+        move_field(tile);
         dz.first_row = tile.own.first_row - plan.reach_rows;
         dz.rows = tile.own.end_row - tile.own.first_row + 2 * plan.reach_rows;
         const int64_t depth = a.sizes[DEPTH], end_plane = smaller(depth, item.end_plane + halo.planes);
         int64_t plane = larger(0, item.first_plane - halo.planes), taken = larger(0, plane - plan.reach_planes);
         int64_t written = item.first_plane;
         for (; plane < end_plane; ++plane) {
-            for (; taken < smaller(plane + plan.reach_planes + 1, depth); ++taken) take_plane(plan, item, field, taken);
-            make_plane(tile, plane, plane + 1 == end_plane, taken);
+            for (; taken < smaller(plane + plan.reach_planes + 1, depth); ++taken) take_plane(plan, item, field, taken, first_copied(tile));
+            const bool last_plane = plane + 1 == end_plane;
+            const BackwardTile& then = last_plane ? next : tile;
+            make_plane(tile, plane, {then.own, last_plane ? next.own.first_plane : taken, first_copied(then), then.end_made + plan.reach_rows});
             if (!a.field_grad.data) continue;
             // A plane of dq can be made once dz reaches beyond it; at the end of the depth, all that are left can.
             const int64_t ready = plane + 1 == depth ? depth : plane + 1 - plan.reach_planes;
@@ -441,7 +467,7 @@ private:
     }
 
     // One plane of dz for a tile, and with it dskip and the sums.
-    void make_plane(const BackwardTile& tile, int64_t plane, bool last_plane, int64_t taken) {
+    void make_plane(const BackwardTile& tile, int64_t plane, const Upcoming& upcoming) {
         const int64_t height = a.sizes[HEIGHT], first = larger(0, tile.first_made), end = smaller(height, tile.end_made);
         if (tile.first)
             clear_rows(dz, plane, dz.first_row, first);
@@ -450,14 +476,12 @@ private:
         clear_rows(dz, plane, end, dz.first_row + dz.rows);
         const BackwardRows<S> tensors(plan, item, plane);
         const bool own_plane = item.first_plane <= plane && plane < item.end_plane;
-        const Item& next = tile.last ? next_item : item;
-        const int64_t shift = (tile.last ? next.first_row - halo.rows : tile.own.end_row + halo.rows) - tile.first_made;
         for_each_patch(plan, plane, first, end, [&](const Patch& patch) {
             make_patch(tensors, patch, own_plane);
             const Patch inner = own_rows(patch);
             if (!own_plane || !a.weight_grad || inner.first_row >= inner.end_row) return;
             Meanwhile meanwhile;
-            want_field(plan, item, next, shift, last_plane, taken, patch, meanwhile);
+            want_upcoming(plan, upcoming, patch, first, end, meanwhile);
             correlate_patch(plan, field, dz.row(plane, inner.first_row) + patch.first_vector * LANES<T>, inner, sums,
                             blocks + plan.dilations, meanwhile);
         });

@@ -17,17 +17,28 @@ PROSMA_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 PROSMA_INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 PROSMA_INLINE int64_t round_up(int64_t a, int64_t b) { return ceiling(a, b) * b; }
 
-// A tile and its halos should stay in the second-level cache, and leave room there for what streams through.
-constexpr int64_t TILE_BYTES = 512 << 10;
+// Images whose lanes are channels are worked on pixel by pixel where the weights of their taps fit the registers (pixels.h).
+#if defined(PROSMA_AVX512)
+constexpr bool HOLDS_ALL_TAPS = true;
+#else
+constexpr bool HOLDS_ALL_TAPS = false;
+#endif
+constexpr int MOST_HELD_DILATIONS = 3;
+
+// A tile and its halos should stay in the second-level cache, and leave room there for what streams through. Pixel by
+// pixel that is more: lines of other channels come along.
+constexpr int64_t TILE_BYTES = 512 << 10, TILE_BYTES_OF_PIXELS = 256 << 10;
 // A patch is a strip of rows by a chunk of vectors: 24 rows are 8 lines of dilation 3, 12 of 2 and 24 of 1, so that blocks
-// of 8 and 6 fit exactly; 16 vectors of 30 rows are 34 KB with their neighbours (8 and 32 vectors were 5 % slower).
+// of 8 and 6 fit exactly; 16 vectors of 30 rows are 34 KB with their neighbours (8 and 32 vectors were 5 % slower). Pixel
+// by pixel, rows are taken one after another, and seven of 32 pixels are 17 KB.
 constexpr int STRIP = MOST_BLOCKS;
-constexpr int CHUNK = 16;
+constexpr int CHUNK = 16, CHUNK_OF_PIXELS = 32;
 // Enough items that several threads find work. What two items share is computed twice, in volumes in two directions:
 // there 16 items instead of 64, in bands instead of tiles, took the backward of 1x32x64^3 from 91 to 81 ms, and in
 // channels_last from 143 to 118. In images longer bands lose more than they save: one group of channels wanders away
-// from the rows whose cache lines' neighbours the next group would find.
-constexpr int64_t FEWEST_ITEMS_OF_IMAGES = 64, FEWEST_ITEMS_OF_VOLUMES = 16;
+// from the rows whose cache lines' neighbours the next group would find. Pixel by pixel 32 items, with the smaller tile
+// and the longer chunk, took the backward of 4x64x128^2 from 25.9 to 24.5 ms.
+constexpr int64_t FEWEST_ITEMS_OF_IMAGES = 64, FEWEST_ITEMS_OF_PIXELS = 32, FEWEST_ITEMS_OF_VOLUMES = 16;
 // Multiply-adds below which a second thread costs more than it saves (starting it takes about 5 us).
 constexpr int64_t WORTH_A_THREAD = 1 << 19;
 
@@ -44,6 +55,7 @@ struct Plan {
     int64_t reach_rows, reach_planes, left, row_length;
     int taps_in_plane, taps, dilations;
     int64_t tile_rows, band_rows, bands, chunk_planes, depth_chunks, items;
+    int64_t chunk;  // vectors of a patch
 
     Plan(const GateArguments& arguments, int halos, int planes_kept)
         : a(arguments), layout(arguments.field, arguments.sizes, L), groups(layout.groups), vectors(layout.vectors) {
@@ -66,19 +78,22 @@ struct Plan {
         const int64_t ring = ring_planes();
         const int64_t row_bytes = row_length * int64_t(sizeof(T)) * ring * planes_kept;
         const int64_t fewest_rows = larger(MOST_ROWS, halos * 2 * reach_rows);
-        const int64_t cached_rows = larger(TILE_BYTES / larger(row_bytes, 1) - halos * 2 * reach_rows, fewest_rows);
+        const int64_t tile_bytes = holds_all_taps() ? TILE_BYTES_OF_PIXELS : TILE_BYTES;
+        const int64_t cached_rows = larger(tile_bytes / larger(row_bytes, 1) - halos * 2 * reach_rows, fewest_rows);
         cut_for_threads();
         if (halos == 1) bands = larger(bands, ceiling(height, cached_rows));
         band_rows = larger(1, ceiling(height, bands));
         bands = ceiling(height, band_rows);
         tile_rows = ceiling(band_rows, ceiling(band_rows, cached_rows));
         items = a.sizes[BATCH] * groups * bands * depth_chunks;
+        chunk = holds_all_taps() ? CHUNK_OF_PIXELS : CHUNK;
     }
 
     // Cuts images into as many bands and chunks of planes as it takes to have items enough, with the least in their halos.
     void cut_for_threads() {
         const int64_t height = a.sizes[HEIGHT], depth = a.sizes[DEPTH];
-        const int64_t fewest_items = depth > 1 ? FEWEST_ITEMS_OF_VOLUMES : FEWEST_ITEMS_OF_IMAGES;
+        const int64_t of_images = holds_all_taps() ? FEWEST_ITEMS_OF_PIXELS : FEWEST_ITEMS_OF_IMAGES;
+        const int64_t fewest_items = depth > 1 ? FEWEST_ITEMS_OF_VOLUMES : of_images;
         const int64_t wanted = ceiling(fewest_items, larger(a.sizes[BATCH] * groups, 1));
         const int64_t most_bands = larger(1, height / larger(MOST_ROWS, 4 * reach_rows));
         const int64_t most_chunks = larger(1, depth / larger(4, 4 * reach_planes));
@@ -98,6 +113,9 @@ struct Plan {
     // Where a dilation passes the image's size its outer taps read nothing but padding, at the size as well as beyond.
     int64_t column_dilation(int m) const { return smaller(a.dilations[m], a.sizes[WIDTH]); }
     int64_t row_dilation(int m) const { return smaller(a.dilations[m], a.sizes[HEIGHT]); }
+    bool holds_all_taps() const {
+        return HOLDS_ALL_TAPS && layout.over_channels && a.kernel_size == 3 && a.kernel_depth == 1 && dilations <= MOST_HELD_DILATIONS;
+    }
     // Lanes of a row's last vector that are inside the row. (Lanes that stand for channels never meet.)
     int live_last() const { return layout.over_channels ? L : int(a.sizes[WIDTH] - (vectors - 1) * L); }
     int64_t parts() const { return bands * depth_chunks; }  // of one image and channel group
@@ -157,8 +175,8 @@ struct Patch {
 template <class S, class Visit>
 PROSMA_INLINE void for_each_patch(const Plan<S>& plan, int64_t plane, int64_t first_row, int64_t end_row, const Visit& visit) {
     for (int64_t row = first_row; row < end_row; row += STRIP)
-        for (int64_t vector = 0; vector < plan.vectors; vector += CHUNK)
-            visit(Patch{plane, row, smaller(row + STRIP, end_row), vector, smaller(CHUNK, plan.vectors - vector)});
+        for (int64_t vector = 0; vector < plan.vectors; vector += plan.chunk)
+            visit(Patch{plane, row, smaller(row + STRIP, end_row), vector, smaller(plan.chunk, plan.vectors - vector)});
 }
 
 // A stack of planes of a tile in scratch memory, of which the last few are kept: plane z lies where z % planes says.
