@@ -179,6 +179,21 @@ def test_the_self_test_reports_every_planted_error(
     assert f"{len(plants)} of {len(plants)} planted errors reported" in capsys.readouterr().out
 
 
+def test_a_self_test_computes_again_only_what_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = faults.table_of("soft_threshold", "reference")
+    original, calls = table["forward"], []
+    monkeypatch.setitem(table, "forward", lambda *arguments: (calls.append(arguments), original(*arguments))[1])
+    x, threshold = torch.randn(1, 2, 4, 4), torch.zeros(2)
+    with faults.remembering("soft_threshold", "reference"):
+        first, again = table["forward"](x, threshold), table["forward"](x.clone(), threshold)
+        assert len(calls) == 1
+        assert torch.equal(first, again)
+        assert first is not again  # or a planted error would stay
+        for other in (x + 1, x.double(), x.contiguous(memory_format=torch.channels_last)):
+            table["forward"](other, threshold)
+        assert len(calls) == 4
+
+
 def test_the_self_test_fails_when_an_error_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A comparison that accepts everything is found out."""
     monkeypatch.setattr(parity, "compare", lambda *rest: Comparison(0.0, 1.0, True, ""))
