@@ -31,12 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     """An operator's name is its file's name here, as in every other room."""
-    from prosma_ops import backends, ops  # noqa: F401  (ops registers the operators)
+    from .work import rooms
 
     if parent.session.isinitpath(file_path):
         return None  # pytest collects a file that is named to it by itself, and would measure everything twice
-    rooms = {operator.room for operator in backends.OPERATORS.values()}
-    if file_path.parent == machine.ROOT / "benchmarks" and file_path.suffix == ".py" and file_path.stem in rooms:
+    if file_path.parent == machine.ROOT / "benchmarks" and file_path.suffix == ".py" and file_path.stem in rooms():
         return pytest.Module.from_parent(parent, path=file_path)
     return None
 

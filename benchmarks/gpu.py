@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import importlib
 import io
 import json
 import os
@@ -20,7 +19,7 @@ from xml.etree import ElementTree
 from prosma_ops import tuned
 
 from . import machine, report
-from .work import Work, of_operator
+from .work import Work, rooms, works_of
 
 SOURCES = ("csrc", "prosma_ops", "triton_kernels", "benchmarks", "tests", "CMakeLists.txt", "pyproject.toml")
 SUFFIXES = (".py", ".cpp", ".cu", ".h", ".txt", ".toml", ".sh")
@@ -115,12 +114,9 @@ def _tests(path: Path) -> dict[str, Any]:
 
 def works(device: str) -> Iterator[tuple[str, Work]]:
     """(room, work) of every room that has a benchmark."""
-    from prosma_ops import backends, ops  # noqa: F401  (ops registers the operators)
-
-    for room in dict.fromkeys(operator.room for operator in backends.OPERATORS.values()):
+    for room in rooms():
         if (machine.ROOT / "benchmarks" / f"{room}.py").exists():
-            module = importlib.import_module(f".{room}", __package__)
-            for work in of_operator(module, device).values():
+            for work in works_of(room, device).values():
                 yield room, work
 
 

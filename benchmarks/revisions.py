@@ -27,8 +27,7 @@ BASE, NEW = "base", "new"
 # Seconds of rounds for one work, and how many rounds at least and at most.
 BUDGET, FEWEST, MOST = 4.0, 7, 41
 BUDGET_OF_SHORT, MOST_OF_SHORT = 1.0, 9
-
-
+# An editable installation is of the files at hand, and would come before the path of another revision.
 FORGET = "sys.meta_path[:] = [one for one in sys.meta_path if not type(one).__module__.startswith('_editable_')]; "
 
 
@@ -93,7 +92,6 @@ class Worker:
     """A process of one revision, which answers a line for each line that it gets: see `serve`."""
 
     def __init__(self, path: Path, device: str, threads: int):
-        # An editable installation is of the files at hand, and would come before the path of another revision.
         forget = "" if path == machine.ROOT else FORGET
         start = "sys.path.insert(0, sys.argv[1]); from benchmarks import revisions; revisions.serve()"
         environment = machine.environment("raised") | {"PYTHONPATH": str(path)}
@@ -139,6 +137,7 @@ def serve() -> None:
     from prosma_ops import native
 
     from . import harness, timing
+    from .work import works_of
 
     device, threads = sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(threads)
@@ -150,7 +149,7 @@ def serve() -> None:
         elif "prepare" in question:
             current = None
             operator, name = question["prepare"]
-            work = works(operator, device)[name]
+            work = works_of(operator, device)[name]
             problem = work.problem(torch.device(device))
             answer = harness.check(problem, work.ours, harness.expectation_of(work, problem))
             if not answer["wrong"]:
@@ -160,20 +159,6 @@ def serve() -> None:
             answer = current.seconds()
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-
-
-def works(operator: str, device: str) -> Mapping[str, Any]:
-    import importlib
-
-    from .work import of_operator
-
-    return of_operator(importlib.import_module(f".{operator}", __package__), device)
-
-
-def rooms() -> list[str]:
-    from prosma_ops import backends, ops  # noqa: F401  (ops registers the operators)
-
-    return list(dict.fromkeys(operator.room for operator in backends.OPERATORS.values()))
 
 
 def compare(workers: Mapping[str, Worker], operator: str, name: str, short: bool) -> dict[str, Any]:
@@ -224,6 +209,8 @@ def both(paths: Mapping[str, Path], device: str, threads: int) -> Iterator[dict[
 
 def main(arguments: argparse.Namespace, threads: int) -> int:
     """The whole comparison, as `python -m benchmarks --base REV` asks for it."""
+    from .work import rooms, works_of
+
     try:
         paths = {BASE: build(arguments.base), NEW: machine.ROOT}
         print(f"base: {arguments.base} ({commit_of(arguments.base)[:12]}); new: {machine.commit()}", flush=True)
@@ -232,7 +219,7 @@ def main(arguments: argparse.Namespace, threads: int) -> int:
             for which, worker in workers.items():
                 print(f"{which}: {' '.join(worker.ask(package=None))}", flush=True)
             for operator in arguments.operators or rooms():
-                for name, work in works(operator, arguments.device).items():
+                for name, work in works_of(operator, arguments.device).items():
                     if arguments.keyword in name and (work.short or not arguments.short):
                         records.append(compare(workers, operator, name, arguments.short))
                         print("  ".join(table(records[-1:])[1]), flush=True)

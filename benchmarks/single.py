@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import importlib
 import json
 import resource
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 
 from .targets import OURS
-from .work import Work, of_operator, runner
+from .work import Work, runner, works_of
 
 
 def main() -> None:
@@ -33,8 +32,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--purpose", choices=("memory", "profile", "sanitize"), default="memory")
     arguments = parser.parse_args()
-    module = importlib.import_module(f".{arguments.operator}", __package__)
-    work = of_operator(module, arguments.device)[arguments.work]
+    work = works_of(arguments.operator, arguments.device)[arguments.work]
     device = torch.device(arguments.device)
     if arguments.purpose == "memory":
         print(json.dumps({"tensors": extra_memory(work, arguments.contestant, device)}))

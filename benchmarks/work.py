@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,8 +139,16 @@ def as_function(contestant: Contestant) -> Callable[..., Any]:
     return run
 
 
-def of_operator(module: Any, device: str) -> Mapping[str, Work]:
+def rooms() -> list[str]:
+    """The names that an operator has in every room, and its file here."""
+    from prosma_ops import backends, ops  # noqa: F401  (ops registers the operators)
+
+    return list(dict.fromkeys(operator.room for operator in backends.OPERATORS.values()))
+
+
+def works_of(operator: str, device: str) -> Mapping[str, Work]:
     """The works of `benchmarks/<operator>.py` for a device, or of all points of a module of sweeps, by key."""
+    module = importlib.import_module(f".{operator}", __package__)
     if hasattr(module, "works"):
         return {work.key: work for work in module.works(device)}
     return {point.work.key: point.work for sweep in module.sweeps((1,)) for point in sweep.points}
