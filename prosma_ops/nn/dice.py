@@ -136,10 +136,11 @@ class DiceLoss(nn.Module):
             by_map = scores if self.batch else scores.transpose(0, 1)
             return by_map.reshape(*by_map.shape, *(1,) * len(comparison.size))
         axes = (-1,) if self.batch else (0, -1)
-        total, count = scores.sum(axes), torch.ones_like(scores).sum(axes)
+        total, count = scores.sum(axes), scores.shape[-1] * (1 if self.batch else scores.shape[0])
         if self.distributed and not self.batch:
-            total, count = sum_over_processes(total, count)
-        return total if self.reduction == "sum" else mean(total, count)
+            total, counts = sum_over_processes(total, torch.full_like(total, count))
+            return total if self.reduction == "sum" else mean(total, counts)
+        return total if self.reduction == "sum" else total / max(count, 1)
 
     def _scores(self, comparison: Comparison) -> Tensor:
         """The weighted loss of each class, (B, maps, classes) or, over the batch, (maps, classes)."""
@@ -165,7 +166,8 @@ class DiceLoss(nn.Module):
         predicted = sums.square if self.squared_pred else sums.probability
         actual = sums.target.unsqueeze(-2).to(predicted).expand_as(predicted)
         start = self._first_class(comparison)
-        return Overlap(*(values[..., start:] for values in (sums.intersection, predicted, actual)))
+        overlap = Overlap(sums.intersection, predicted, actual)
+        return Overlap(*(values[..., start:] for values in overlap)) if start else overlap
 
     def _plain_overlap(self, comparison: Comparison) -> Overlap:
         start, valid = self._first_class(comparison), comparison.valid()
@@ -308,17 +310,17 @@ class DiceCELoss(nn.Module):
         entropy, log_probability, target = sums.cross_entropy, sums.log_probability, sums.target.to(comparison.dtype)
         if weight is not None:
             entropy, target = entropy * weight, target * weight
-        total = (1 - self.label_smoothing) * _over_images(entropy.sum(-1), comparison)
+        total = _total(entropy, comparison)
         if log_probability is not None:
             if weight is not None:
                 log_probability = log_probability * weight
-            spread = _over_images(log_probability.sum(-1), comparison)
-            total = total - self.label_smoothing / comparison.classes * spread
+            spread = self.label_smoothing / comparison.classes * _total(log_probability, comparison)
+            total = (1 - self.label_smoothing) * total - spread
         return total, target.sum()
 
     def _sigmoid_sums(self, comparison: Comparison, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         sums = comparison.statistics("sigmoid")
-        return _over_images(sums.cross_entropy.sum(-1), comparison), sums.pixels.sum().to(comparison.dtype)
+        return _total(sums.cross_entropy, comparison), sums.pixels.sum().to(comparison.dtype)
 
     def _plain_softmax(self, comparison: Comparison, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         valid = comparison.valid()
@@ -383,5 +385,6 @@ def mean(total: Tensor, count: Tensor) -> Tensor:
     return total / torch.where(count > 0, count, 1)
 
 
-def _over_images(values: Tensor, comparison: Comparison) -> Tensor:
-    return values.sum(0) if comparison.per_sample else values
+def _total(values: Tensor, comparison: Comparison) -> Tensor:
+    """Of each map, over its classes and images."""
+    return values.sum((0, -1) if comparison.per_sample else -1)

@@ -27,7 +27,7 @@ def sum_over_processes(*values: Tensor) -> tuple[Tensor, ...]:
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return values
     message = torch.cat([value.reshape(-1).double() for value in values])
-    sums = torch.ops.prosma_ops.sum_over_processes(message).split([value.numel() for value in values])
+    sums = _sum_over_processes(message).split([value.numel() for value in values])
     return tuple(total.reshape(value.shape).to(value.dtype) for total, value in zip(sums, values, strict=True))
 
 
@@ -42,11 +42,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _gradient(ctx: Any, grad: Tensor) -> Tensor:
-    total: Tensor = torch.ops.prosma_ops.sum_over_processes(grad)
+    total: Tensor = _sum_over_processes(grad)
     return total
 
 
-define(
+_sum_over_processes = define(
     "sum_over_processes(Tensor values) -> Tensor",
     _sum,
     lambda values: torch.empty_like(values, memory_format=torch.contiguous_format),

@@ -5,7 +5,6 @@ The mathematics stands in `prosma_ops/reference/codebook.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from ..backends import Implementation
 from ..reference import codebook as reference
 from ..reference.precision import compute_dtype
 from . import checks
-from .library import define, passes_through
+from .library import define
 
 METRICS = reference.METRICS
 # Kernels number the codes in 32 bits.
@@ -67,8 +66,7 @@ def nearest_code(tokens: Tensor, codebook: Tensor, *, metric: str = "euclidean")
     if torch.compiler.is_exporting():
         _check_nearest(tokens, codebook, metric)
         return NearestCode(*reference.nearest_code(tokens, codebook, metric))
-    run = _nearest if passes_through((tokens, codebook)) else _nearest_code
-    return NearestCode(*run(tokens, codebook, metric))
+    return NearestCode(*_nearest_code(tokens, codebook, metric))
 
 
 def code_statistics(tokens: Tensor, index: Tensor, codes: int) -> CodeStatistics:
@@ -95,8 +93,7 @@ def code_statistics(tokens: Tensor, index: Tensor, codes: int) -> CodeStatistics
         _check_statistics(tokens, index, codes)
         total, count = reference.code_statistics(tokens, index, codes)
     else:
-        run = _statistics if passes_through((tokens, index)) else _code_statistics
-        total, count = run(tokens, index, codes)
+        total, count = _code_statistics(tokens, index, codes)
     return CodeStatistics(count, total)
 
 
@@ -422,31 +419,24 @@ def _gradient_of_statistics(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[A
     return reference.code_statistics_backward(grad, index, ctx.dtype), None, None
 
 
-def _define(
-    schema: str, run: Callable[..., Any], fake: Callable[..., Any], save: Callable[..., None], gradient: Any
-) -> Any:
-    define(schema, run, fake, setup_context=save, backward=gradient)
-    return getattr(torch.ops.prosma_ops, schema[: schema.index("(")]).default
-
-
-_nearest_code = _define(
+_nearest_code = define(
     "nearest_code(Tensor tokens, Tensor codebook, str metric) -> (Tensor, Tensor)",
     _nearest,
     _fake_nearest,
-    _save_nearest,
-    _gradient_of_nearest,
+    setup_context=_save_nearest,
+    backward=_gradient_of_nearest,
 )
-_nearest_code_backward = _define(
+_nearest_code_backward = define(
     "nearest_code_backward(Tensor grad, Tensor index, SymInt codes, ScalarType dtype) -> Tensor",
     _nearest_backward,
     _fake_nearest_backward,
-    _save_nearest_backward,
-    _second_gradient_of_nearest,
+    setup_context=_save_nearest_backward,
+    backward=_second_gradient_of_nearest,
 )
-_code_statistics = _define(
+_code_statistics = define(
     "code_statistics(Tensor tokens, Tensor index, SymInt codes) -> (Tensor, Tensor)",
     _statistics,
     _fake_statistics,
-    _save_statistics,
-    _gradient_of_statistics,
+    setup_context=_save_statistics,
+    backward=_gradient_of_statistics,
 )

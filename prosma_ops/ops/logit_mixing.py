@@ -19,7 +19,7 @@ from ..backends import Implementation, Tensors, Verdict
 from ..reference import logit_mixing as reference
 from ..reference.precision import compute_dtype
 from . import checks
-from .library import define, derivative_of, empty_gradients, laid_out_as, passes_through
+from .library import define, derivative_of, empty_gradients, laid_out_as
 
 OPERATORS, ACTIVATIONS, DOMAINS = reference.OPERATORS, reference.ACTIVATIONS, reference.DOMAINS
 # All four operators on 6 levels make 234 maps; on 7 they would make 487.
@@ -124,8 +124,7 @@ def mixed_logit_statistics(
     if torch.compiler.is_exporting():
         _check(*arguments)
         return named(reference.mixed_logit_statistics(*arguments))
-    run = _forward if passes_through((*levels, target, *parameters)) else _mixed_logit_statistics
-    return named(run(*arguments))
+    return named(_mixed_logit_statistics(*arguments))
 
 
 def named(results: Sequence[Tensor]) -> LogitStatistics:
@@ -432,7 +431,7 @@ def _second_gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...
 _PARAMETERS = "Tensor? concat_weight, Tensor? concat_bias, Tensor? attention_weight, Tensor? attention_bias"
 _SETTINGS = "str[] operators, str activation, str domain, int? ignore_index, bool align_corners, bool per_sample"
 
-define(
+_mixed_logit_statistics = define(
     f"mixed_logit_statistics(Tensor[] logits, Tensor target, {_PARAMETERS}, {_SETTINGS}, bool log_probability)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
@@ -440,7 +439,7 @@ define(
     setup_context=_save,
     backward=_gradient,
 )
-define(
+_mixed_logit_statistics_backward = define(
     "mixed_logit_statistics_backward(Tensor? grad_cross_entropy, Tensor? grad_intersection, Tensor? grad_probability,"
     " Tensor? grad_square, Tensor? grad_log_probability,"
     f" Tensor[] logits, Tensor target, {_PARAMETERS}, {_SETTINGS}, bool[] needed) -> Tensor[]",
@@ -449,5 +448,3 @@ define(
     setup_context=_save_of_backward,
     backward=_second_gradient,
 )
-_mixed_logit_statistics = torch.ops.prosma_ops.mixed_logit_statistics.default
-_mixed_logit_statistics_backward = torch.ops.prosma_ops.mixed_logit_statistics_backward.default

@@ -16,7 +16,7 @@ from ..backends import Implementation
 from ..reference import proximal_gate as reference
 from ..reference.precision import compute_dtype
 from . import checks
-from .library import define, derivative_of, empty_gradients, laid_out_as, passes_through, unwatched
+from .library import define, derivative_of, empty_gradients, laid_out_as, unwatched
 
 ACTIVATIONS = reference.ACTIVATIONS
 # 2^20 is far beyond any image, and keeps dilation * kernel_size inside 32 bits in every kernel.
@@ -74,8 +74,6 @@ def proximal_gate(
     if torch.compiler.is_exporting():
         _check(*tensors, dilations, activation)
         return reference.proximal_gate(*tensors, dilations, activation)
-    if passes_through(tensors):
-        return _forward(*tensors, dilations, activation)
     found: Tensor = _proximal_gate(*tensors, checks.integers("dilations", dilations), activation)
     return found
 
@@ -94,8 +92,8 @@ def soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
     if torch.compiler.is_exporting():
         _check_shrink(x, threshold)
         return reference.soft_threshold(x, threshold)
-    run = _shrink if passes_through((x, threshold)) else _soft_threshold
-    return run(x, threshold)
+    result: Tensor = _soft_threshold(x, threshold)
+    return result
 
 
 def _check(
@@ -457,7 +455,7 @@ def _second_gradient(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     return *derivative_of(reference.proximal_gate_backward, ctx.saved_tensors, arguments, wanted), None, None, None
 
 
-define(
+_proximal_gate = define(
     "proximal_gate(Tensor field, Tensor weight, Tensor threshold, Tensor? skip, Tensor? channel_gate, Tensor? bias,"
     " int[] dilations, str activation) -> Tensor",
     _forward,
@@ -465,7 +463,7 @@ define(
     setup_context=_save,
     backward=_gradient,
 )
-define(
+_proximal_gate_backward = define(
     "proximal_gate_backward(Tensor grad, Tensor field, Tensor weight, Tensor threshold, Tensor? skip,"
     " Tensor? channel_gate, Tensor? bias, int[] dilations, str activation, bool[] needed)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -474,8 +472,6 @@ define(
     setup_context=_save_of_backward,
     backward=_second_gradient,
 )
-_proximal_gate = torch.ops.prosma_ops.proximal_gate.default
-_proximal_gate_backward = torch.ops.prosma_ops.proximal_gate_backward.default
 
 
 def _shrink(x: Tensor, threshold: Tensor) -> Tensor:
@@ -513,19 +509,17 @@ def _second_gradient_of_shrink(ctx: Any, *grads: Tensor | None) -> tuple[Any, ..
     return tuple(derivative_of(reference.soft_threshold_backward, ctx.saved_tensors, (), grads))
 
 
-define(
+_soft_threshold = define(
     "soft_threshold(Tensor x, Tensor threshold) -> Tensor",
     _shrink,
     _fake_shrink,
     setup_context=_save_shrink,
     backward=_gradient_of_shrink,
 )
-define(
+_soft_threshold_backward = define(
     "soft_threshold_backward(Tensor grad, Tensor x, Tensor threshold) -> (Tensor, Tensor)",
     _shrink_backward,
     _fake_shrink_backward,
     setup_context=_save_shrink,
     backward=_second_gradient_of_shrink,
 )
-_soft_threshold = torch.ops.prosma_ops.soft_threshold.default
-_soft_threshold_backward = torch.ops.prosma_ops.soft_threshold_backward.default

@@ -72,7 +72,7 @@ def sinkhorn(
         found = definition.plan_forward(scores, a, b, *numbers, 1, False)
         return Potentials(found[1], found[2])
     keep = transport_arguments.history_length(numbers[1], "unrolled", scores)
-    row, column, _, _ = run_sinkhorn((scores, *masses), *numbers, keep)
+    row, column, _, _ = run_sinkhorn(scores, *masses, *numbers, keep)
     return Potentials(row, column)
 
 
@@ -106,7 +106,8 @@ def transport_plan(
         a, b = masses_of(scores, scores.shape[2], *masses)
         return definition.plan_forward(scores, a, b, *numbers, 1, True)[0]
     keep = transport_arguments.history_length(numbers[1], gradient, scores)
-    return run_transport_plan((scores, *masses), *numbers, keep, gradient == "unrolled")[0]
+    plan: Tensor = run_transport_plan(scores, *masses, *numbers, keep, gradient == "unrolled")[0]
+    return plan
 
 
 def transport_align(
@@ -147,7 +148,7 @@ def transport_align(
         found: Sequence[Tensor] = definition.align_forward(tokens, supports, a, b, SCORES.index(score), *numbers, 1)
     else:
         keep = transport_arguments.history_length(numbers[1], gradient, tokens, supports)
-        found = run_transport_align((tokens, supports, *masses), score, *numbers, keep, gradient == "unrolled")
+        found = run_transport_align(tokens, supports, *masses, score, *numbers, keep, gradient == "unrolled")
     aligned, row, column = (result if reference.dim() == 3 else result.squeeze(1) for result in found[:3])
     return (aligned, Potentials(row, column)) if return_potentials else aligned
 
@@ -188,5 +189,5 @@ def apply_plan(
         transport_arguments.check_apply(*tensors, *settings)
         result = definition.apply_forward(*tensors, columns_side, SCORES.index(score), settings[2])
     else:
-        result = run_apply_plan(tensors, *settings)
+        result = run_apply_plan(*tensors, *settings)
     return result.squeeze(1) if flat and columns_side else result

@@ -5,16 +5,14 @@ Every way into an operator passes its check, real tensors and traced ones: no ke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..reference import transport as definition
 from ..reference.precision import compute_dtype
 from . import checks, transport_arguments
-from .library import define, derivative_of, passes_through
+from .library import define, derivative_of
 from .transport_arguments import masses_of
 from .transport_implementations import PLAN, SINKHORN
 from .transport_results import check_enough, gradients, keep_history, like, like_potentials, refuse_second_gradient
@@ -91,7 +89,7 @@ def _second_gradient_of_sinkhorn(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return *derivative_of(first_gradient, (grad_row, grad_column, scores), (), [grad]), *(None,) * 6
 
 
-define(
+run_sinkhorn = define(
     "sinkhorn(Tensor scores, Tensor? row_mass, Tensor? column_mass, Tensor? mask, float epsilon, int iterations,"
     " float tolerance, int keep) -> (Tensor, Tensor, Tensor, Tensor)",
     _sinkhorn,
@@ -99,7 +97,7 @@ define(
     setup_context=_save_sinkhorn,
     backward=_gradient_of_sinkhorn,
 )
-define(
+_sinkhorn_backward_operator = define(
     "sinkhorn_backward(Tensor? grad_row, Tensor? grad_column, Tensor scores, Tensor? row_mass, Tensor? column_mass,"
     " Tensor? mask, Tensor history, Tensor count, float epsilon) -> Tensor",
     _sinkhorn_backward,
@@ -107,8 +105,6 @@ define(
     setup_context=_save_sinkhorn_backward,
     backward=_second_gradient_of_sinkhorn,
 )
-_sinkhorn_operator = torch.ops.prosma_ops.sinkhorn.default
-_sinkhorn_backward_operator = torch.ops.prosma_ops.sinkhorn_backward.default
 
 
 def _transport_plan(scores: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -175,7 +171,7 @@ def _second_gradient_of_transport_plan(ctx: Any, second: Tensor) -> tuple[Any, .
     return *derivative_of(first_gradient, (grad, scores), (), [second]), *(None,) * 7
 
 
-define(
+run_transport_plan = define(
     "transport_plan(Tensor scores, Tensor? row_mass, Tensor? column_mass, Tensor? mask, float epsilon, int iterations,"
     " float tolerance, int keep, bool unrolled) -> (Tensor, Tensor, Tensor)",
     _transport_plan,
@@ -183,7 +179,7 @@ define(
     setup_context=_save_transport_plan,
     backward=_gradient_of_transport_plan,
 )
-define(
+_transport_plan_backward_operator = define(
     "transport_plan_backward(Tensor grad, Tensor scores, Tensor? row_mass, Tensor? column_mass, Tensor? mask,"
     " Tensor history, Tensor count, float epsilon, bool unrolled) -> Tensor",
     _transport_plan_backward,
@@ -191,19 +187,3 @@ define(
     setup_context=_save_transport_plan_backward,
     backward=_second_gradient_of_transport_plan,
 )
-_transport_plan_operator = torch.ops.prosma_ops.transport_plan.default
-_transport_plan_backward_operator = torch.ops.prosma_ops.transport_plan_backward.default
-
-
-def run_sinkhorn(tensors: Sequence[Any], *settings: Any) -> tuple[Tensor, ...]:
-    """At once where nothing records or traces it, else through the operator."""
-    run = _sinkhorn if passes_through(tensors) else _sinkhorn_operator
-    result: tuple[Tensor, ...] = run(*tensors, *settings)
-    return result
-
-
-def run_transport_plan(tensors: Sequence[Any], *settings: Any) -> tuple[Tensor, ...]:
-    """At once where nothing records or traces it, else through the operator."""
-    run = _transport_plan if passes_through(tensors) else _transport_plan_operator
-    result: tuple[Tensor, ...] = run(*tensors, *settings)
-    return result

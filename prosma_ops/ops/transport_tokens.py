@@ -5,17 +5,15 @@ Every way into an operator passes its check, real tensors and traced ones: no ke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..reference import transport as definition
 from ..reference.precision import compute_dtype
 from ..reference.transport import SCORES
 from . import transport_arguments
-from .library import define, derivative_of, passes_through
+from .library import define, derivative_of
 from .transport_arguments import masses_of
 from .transport_implementations import ALIGN, APPLY
 from .transport_results import (
@@ -121,7 +119,7 @@ def _second_gradient_of_transport_align(ctx: Any, *second: Tensor) -> tuple[Any,
     return *found, *(None,) * 9
 
 
-define(
+run_transport_align = define(
     "transport_align(Tensor tokens, Tensor reference, Tensor? row_mass, Tensor? column_mass, Tensor? mask, str score,"
     " float epsilon, int iterations, float tolerance, int keep, bool unrolled)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -130,7 +128,7 @@ define(
     setup_context=_save_transport_align,
     backward=_gradient_of_transport_align,
 )
-define(
+_transport_align_backward_operator = define(
     "transport_align_backward(Tensor? grad_aligned, Tensor? grad_row, Tensor? grad_column, Tensor tokens,"
     " Tensor reference, Tensor? row_mass, Tensor? column_mass, Tensor? mask, Tensor history, Tensor count, str score,"
     " float epsilon, bool unrolled, bool[] needed) -> (Tensor, Tensor)",
@@ -139,8 +137,6 @@ define(
     setup_context=_save_transport_align_backward,
     backward=_second_gradient_of_transport_align,
 )
-_transport_align_operator = torch.ops.prosma_ops.transport_align.default
-_transport_align_backward_operator = torch.ops.prosma_ops.transport_align_backward.default
 
 
 def _apply_plan(*arguments: Any) -> Tensor:
@@ -203,7 +199,7 @@ def _second_gradient_of_apply_plan(ctx: Any, *second: Tensor) -> tuple[Any, ...]
     return *found, *(None,) * 4
 
 
-define(
+run_apply_plan = define(
     "apply_plan(Tensor tokens, Tensor reference, Tensor row, Tensor column, Tensor values, bool columns_side,"
     " str score, float epsilon) -> Tensor",
     _apply_plan,
@@ -211,7 +207,7 @@ define(
     setup_context=_save_apply_plan,
     backward=_gradient_of_apply_plan,
 )
-define(
+_apply_plan_backward_operator = define(
     "apply_plan_backward(Tensor grad, Tensor tokens, Tensor reference, Tensor row, Tensor column, Tensor values,"
     " bool columns_side, str score, float epsilon, bool[] needed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _apply_plan_backward,
@@ -219,19 +215,3 @@ define(
     setup_context=_save_apply_plan_backward,
     backward=_second_gradient_of_apply_plan,
 )
-_apply_plan_operator = torch.ops.prosma_ops.apply_plan.default
-_apply_plan_backward_operator = torch.ops.prosma_ops.apply_plan_backward.default
-
-
-def run_transport_align(tensors: Sequence[Any], *settings: Any) -> tuple[Tensor, ...]:
-    """At once where nothing records or traces it, else through the operator."""
-    run = _transport_align if passes_through(tensors) else _transport_align_operator
-    result: tuple[Tensor, ...] = run(*tensors, *settings)
-    return result
-
-
-def run_apply_plan(tensors: Sequence[Any], *settings: Any) -> Tensor:
-    """At once where nothing records or traces it, else through the operator."""
-    run = _apply_plan if passes_through(tensors) else _apply_plan_operator
-    result: Tensor = run(*tensors, *settings)
-    return result
