@@ -22,7 +22,8 @@ struct Powers {
 };
 
 template <class T>
-void exponentiate(int classes, const Vector<T>* map, const TargetTile<T>& target, bool subtract_peak, Powers<T>& powers) {
+void exponentiate(int classes, const Vector<T>* map, const TargetTile<T>& target, bool subtract_peak, Powers<T>& powers,
+                  const Ahead* ahead = nullptr) {
     Vector<T> peak[CELLS], label[CELLS], total[CELLS];
 #pragma GCC unroll 8
     for (int k = 0; k < CELLS; ++k) {
@@ -40,6 +41,7 @@ void exponentiate(int classes, const Vector<T>* map, const TargetTile<T>& target
     for (int c = 0; c < classes; ++c) {
         const Vector<T>* values = map + c * CELLS;
         Vector<T>* to = powers.values + c * CELLS;
+        if (ahead) ahead->ask_for_class(c);
 #pragma GCC unroll 8
         for (int k = 0; k < CELLS; ++k) {
             const Vector<T> power = exponential(values[k] - peak[k]);

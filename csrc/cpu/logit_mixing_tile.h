@@ -84,7 +84,8 @@ PROSMA_INLINE void for_each_map(const Plan<T>& plan, Workspace<T>& work, const O
     const bool softmax = !plan.a.sigmoid, keep = work.products && !plan.a.probabilities;
     for (int i = 0; i < plan.levels; ++i) {
         Powers<T>& powers = keep ? work.part_powers[i] : work.powers;
-        if (softmax) exponentiate(plan.classes, work.logits[i], work.target, true, powers);
+        const Ahead* ahead = plan.level[i].direct ? &work.levels[i].ahead : nullptr;
+        if (softmax) exponentiate(plan.classes, work.logits[i], work.target, true, powers, ahead);
         original(i, powers);
     }
     for (int m = 0; m < plan.a.mix_count; ++m)
