@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import report, targets
-from .targets import OURS
+from prosma_ops.report.records import EAGER, OURS
 
-OPERATORS = ("codebook", "logit_mixing", "proximal_gate", "transport")
-SWEEPS, MODELS = "sweeps-", "models"
-EAGER, THREADS, SMALL_SIZES = "eager", "threads", "small sizes"
+from . import report, targets
+from .sweeps import PUBLIC, SMALL_SIZES, SWEEPS, THREADS, growth
+
+OPERATORS = sorted(PUBLIC)
+MODELS = "models"
 
 Results = Mapping[str, Any]
 File = tuple[Path, Results]
@@ -97,22 +98,12 @@ def exponents(files: Iterable[File]) -> str:
             lines = {(line["sweep"], line["contestant"], line["quantity"]): line for line in results.get("fits", ())}
             for name in dict.fromkeys(sweep for sweep, *_ in lines):
                 what = next(one["sweep"] for one in results["records"] if one["sweep"]["name"] == name)
-                cells = [
-                    power(lines.get((name, contestant, quantity)))
-                    for quantity in ("time", "memory")
-                    for contestant in (OURS, EAGER)
-                ]
+                found = [lines.get((name, who, quantity)) for quantity in ("time", "memory") for who in (OURS, EAGER)]
+                cells = [growth.exponent(line) if line else "" for line in found]
                 rows.append((path.stem.removeprefix(SWEEPS), what["parameter"], what["what"], *cells))
         columns = ("operator", "grows with", "work", "time of ours", "of eager", "extra memory of ours", "of eager")
         parts.append(f"{device}:\n\n{table(columns, rows)}")
     return "\n\n".join(parts)
-
-
-def power(line: Mapping[str, Any] | None) -> str:
-    if line is None:
-        return ""
-    low, high = line["residuals"]
-    return f"{line['exponent']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def threads(files: Iterable[File]) -> str:

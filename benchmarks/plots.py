@@ -42,10 +42,10 @@ from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.patches import Patch  # noqa: E402
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter  # noqa: E402
 
+from prosma_ops.report.records import EAGER, OURS  # noqa: E402
+
 from . import report, targets  # noqa: E402
-from .sweeps import growth  # noqa: E402
-from .sweeps.sweep import EAGER  # noqa: E402
-from .targets import OURS  # noqa: E402
+from .sweeps import SWEEPS, growth  # noqa: E402
 
 Results = Mapping[str, Any]
 Record = Mapping[str, Any]
@@ -62,7 +62,6 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
 # Of operators, and of rivals in turn: a colour and a mark each.
 MARKS = ("o", "s", "^", "D", "v", "P")
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-SWEEPS = "sweeps-"
 COLUMNS = 3
 DOTS_PER_INCH = 150
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from . import measured, models, report
+from .sweeps import SWEEPS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README, BENCHMARKS = Path("benchmarks") / "results", "README.md", "BENCHMARKS.md"
 BEGIN, END = "<!-- speeds -->", "<!-- /speeds -->"
-UNKEPT, SWEEPS, PLOTS = "local", "sweeps-", "plots"
+UNKEPT, PLOTS = "local", "plots"
 
 
 def main() -> int:

@@ -17,12 +17,11 @@ import torch
 
 from benchmarks import floors, harness, machine, proximal_gate, report
 from benchmarks.floors import Rates
+from benchmarks.sweeps import PUBLIC, SMALL_SIZES, THREADS, growth, sweep, tiling
 from benchmarks.sweeps import __main__ as command
-from benchmarks.sweeps import growth, sweep, tiling
-from benchmarks.sweeps.start import PUBLIC
-from benchmarks.sweeps.sweep import EAGER, SMALL_SIZES, THREADS, Point, Rounds, Sweep
-from benchmarks.targets import OURS
+from benchmarks.sweeps.sweep import Point, Rounds, Sweep
 from benchmarks.work import Contestant
+from prosma_ops.report.records import EAGER, OURS
 from prosma_ops.testing import Problem
 
 CPU = torch.device("cpu")

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from prosma_ops import doctor
+from prosma_ops.report.records import EAGER, OURS
 
 from .. import harness, machine, report
-from ..targets import OURS
-from . import growth
-from .start import PUBLIC
-from .sweep import EAGER, Rounds, Sweep, run
+from . import PUBLIC, SWEEPS, growth
+from .sweep import Rounds, Sweep, run
 
 RESULTS = machine.ROOT / "benchmarks" / "results"
 GIGABYTE = 10**9
@@ -108,7 +107,7 @@ def measure(operator: str, folder: Path, most: float, arguments: argparse.Namesp
     counts = thread_counts()
     setting = Rounds("cpu", counts[-1], arguments.short)
     module = importlib.import_module(f".{operator}", __package__)
-    kept = Kept(machine.record("cpu"), folder / f"sweeps-{operator}.json", operator=operator)
+    kept = Kept(machine.record("cpu"), folder / f"{SWEEPS}{operator}.json", operator=operator)
     sweeps: Sequence[Sweep] = module.sweeps(counts)
     print(f"{operator}: tensors of at most {most / GIGABYTE:.1f} GB", flush=True)
     kept.start = start(operator, 1 if arguments.short else STARTS)

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 from prosma_ops import code_statistics, nearest_code
+from prosma_ops.report.records import EAGER, OURS
 from prosma_ops.testing.codebook import eager, eager_statistics
 
 from .. import codebook as races
-from ..targets import OURS
 from ..work import Contestant, Work
-from .sweep import EAGER, MEGABYTES, SMALL_SIZES, THREADS, Point, Sweep
+from . import SMALL_SIZES, THREADS
+from .sweep import MEGABYTES, Point, Sweep
 from .tiling import Tiling
 
 

@@ -11,9 +11,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from prosma_ops.report.records import EAGER, OURS
+
 from .. import report
-from ..targets import OURS
-from .sweep import EAGER, SMALL_SIZES, THREADS
+from . import SMALL_SIZES, THREADS
 
 # Seconds, and MB: below these a call's own cost and the process's pages bend the line.
 SMALLEST = {"time": 1e-4, "memory": 1.0}

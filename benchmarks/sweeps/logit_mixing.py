@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from prosma_ops import mixed_logit_statistics
+from prosma_ops.report.records import EAGER, OURS
 from prosma_ops.testing import Problem
 from prosma_ops.testing.logit_mixing import ALL, Shape, by_name, eager, problem
 
-from ..targets import OURS
 from ..work import Contestant, Work
-from .sweep import EAGER, MEGABYTES, SMALL_SIZES, THREADS, Point, Sweep
+from . import SMALL_SIZES, THREADS
+from .sweep import MEGABYTES, Point, Sweep
 from .tiling import Tiling
 
 

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from prosma_ops import proximal_gate
+from prosma_ops.report.records import EAGER, OURS
 from prosma_ops.testing import Problem
 from prosma_ops.testing.proximal_gate import Shape, eager, problem
 
-from ..targets import OURS
 from ..work import Contestant, Work
-from .sweep import EAGER, MEGABYTES, SMALL_SIZES, THREADS, Point, Sweep
+from . import SMALL_SIZES, THREADS
+from .sweep import MEGABYTES, Point, Sweep
 from .tiling import Tiling
 
 DILATIONS = (1, 2, 3)

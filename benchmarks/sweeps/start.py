@@ -13,12 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-PUBLIC = {
-    "proximal_gate": "proximal_gate",
-    "transport": "transport_plan",
-    "codebook": "nearest_code",
-    "logit_mixing": "mixed_logit_statistics",
-}
+from . import PUBLIC, SMALL_SIZES
 
 
 def seconds(step: Callable[[], Any]) -> float:
@@ -44,9 +39,9 @@ def steps(operator: str) -> dict[str, float]:
 
     import importlib
 
-    from ..targets import OURS
+    from prosma_ops.report.records import EAGER, OURS
+
     from ..work import runner
-    from .sweep import EAGER, SMALL_SIZES
 
     sweeps = importlib.import_module(f".{operator}", __package__).sweeps((1,))
     work = next(sweep for sweep in sweeps if sweep.name == SMALL_SIZES).points[0].work

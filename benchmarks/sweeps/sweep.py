@@ -16,16 +16,14 @@ from typing import Any
 import torch
 
 from prosma_ops import testing
+from prosma_ops.report.records import EAGER, OURS
 from prosma_ops.testing import parity
 
 from .. import harness, timing
 from ..floors import Rates
-from ..targets import OURS
 from ..work import Contestant, Work, as_function
 from .tiling import Tiling
 
-EAGER = "eager"
-THREADS, SMALL_SIZES = "threads", "small sizes"
 # A contestant predicted to take longer is left out: five calls of it are made.
 LONGEST = {OURS: 6.0, EAGER: 1.0}
 LONGEST_SHORT = {OURS: 0.5, EAGER: 0.15}

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 from prosma_ops import transport_align, transport_plan
+from prosma_ops.report.records import EAGER, OURS
 from prosma_ops.testing.transport import eager_plan
 
-from ..targets import OURS
 from ..transport import align_problem, eager_aligned, plan_problem
 from ..work import Contestant, Work
-from .sweep import EAGER, MEGABYTES, SMALL_SIZES, THREADS, Point, Sweep
+from . import SMALL_SIZES, THREADS
+from .sweep import MEGABYTES, Point, Sweep
 from .tiling import Tiling
 
 ITERATIONS, EPSILON = 20, 0.5

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-OURS = "ours"
+OURS, EAGER = "ours", "eager"
 
 Record = Mapping[str, Any]
 
@@ -44,7 +44,7 @@ def speed(record: Record) -> tuple[str, str, str]:
     if record["contestants"][OURS].get("wrong") or not base:
         return "WRONG", "", ""
     best = best_of_others(record)
-    eager = ratio(found["eager"] / base) if "eager" in found else ""
+    eager = ratio(found[EAGER] / base) if EAGER in found else ""
     return duration(base), eager, f"{ratio(found[best] / base)} ({best})" if best else ""
 
 
