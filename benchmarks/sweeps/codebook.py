@@ -7,13 +7,11 @@ from functools import partial
 from typing import Any
 
 from prosma_ops import code_statistics, nearest_code
-from prosma_ops.report.records import EAGER, OURS
 from prosma_ops.testing.codebook import eager, eager_statistics
 
 from .. import codebook as races
-from ..work import Contestant, Work
 from . import SMALL_SIZES, THREADS
-from .sweep import MEGABYTES, Point, Sweep
+from .sweep import Point, Sweep, against_eager
 from .tiling import Tiling
 
 
@@ -28,33 +26,37 @@ def nearest(
 ) -> Point:
     build = partial(races.build, "euclidean", codes=codes)
     tiling = Tiling(build, 0, {"tokens": 0}, {"quantized": 0, "index": 0})
-    work = Work(
+    moved = (3 if training else 2) * tokens * features * 4
+    return against_eager(
+        value,
+        tiling,
+        nearest_code,
+        eager,
         name=f"nearest code{' and its gradient' if training else ''}, {tokens}x{features}, {codes} codes",
-        build=tiling.problem,
         size=(tokens, features),
-        contestants=[Contestant(OURS, nearest_code), Contestant(EAGER, eager)],
         training=training,
-        moved_bytes=(3 if training else 2) * tokens * features * 4,
+        moved_bytes=moved,
         multiply_adds=tokens * features * codes,
-        **MEGABYTES,
+        tensors=moved + 8 * tokens,
+        intermediate=2 * tokens * codes * 4,
+        threads=threads,
         **options,
     )
-    tensors = (3 if training else 2) * tokens * features * 4 + 8 * tokens
-    return Point(value, work, tiling, tensors, tensors + 2 * tokens * codes * 4, threads)
 
 
 def statistics(value: float, tokens: int, features: int = 256) -> Point:
     tiling = Tiling(races.build_statistics, 0, {"tokens": 0, "index": 0})
-    work = Work(
+    return against_eager(
+        value,
+        tiling,
+        code_statistics,
+        eager_statistics,
         name=f"statistics, {tokens}x{features}, {races.CODES} codes",
-        build=tiling.problem,
         size=(tokens, features),
-        contestants=[Contestant(OURS, code_statistics), Contestant(EAGER, eager_statistics)],
         moved_bytes=tokens * features * 4,
-        **MEGABYTES,
+        tensors=tokens * (features * 4 + 8),
+        intermediate=2 * tokens * races.CODES * 4,
     )
-    tensors = tokens * (features * 4 + 8)
-    return Point(value, work, tiling, tensors, tensors + 2 * tokens * races.CODES * 4)
 
 
 def sweeps(threads: Sequence[int]) -> list[Sweep]:

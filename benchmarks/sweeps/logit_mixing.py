@@ -10,13 +10,11 @@ from typing import Any
 import torch
 
 from prosma_ops import mixed_logit_statistics
-from prosma_ops.report.records import EAGER, OURS
 from prosma_ops.testing import Problem
 from prosma_ops.testing.logit_mixing import ALL, Shape, by_name, eager, problem
 
-from ..work import Contestant, Work
 from . import SMALL_SIZES, THREADS
-from .sweep import MEGABYTES, Point, Sweep
+from .sweep import Point, Sweep, against_eager
 from .tiling import Tiling
 
 
@@ -50,20 +48,21 @@ def point(
     products = 2**levels - levels - 1
     of_a_pixel = classes * (levels + 3 * products) + (levels * 2 ** (levels - 1) - levels)
     passes = 2 if training else 1
-    work = Work(
+    return against_eager(
+        value,
+        tiling,
+        by_name(mixed_logit_statistics),
+        by_name(eager),
         name=f"{maps_of(levels)} maps, {'x'.join(map(str, size))}{', forward + backward' if training else ''}",
-        build=tiling.problem,
         size=size,
-        contestants=[Contestant(OURS, by_name(mixed_logit_statistics)), Contestant(EAGER, by_name(eager))],
         training=training,
         moved_bytes=(3 if training else 1) * logits * 4 + passes * pixels * torch.int64.itemsize,
         exponentials=passes * pixels * of_a_pixel,
-        **MEGABYTES,
+        tensors=passes * logits * 4 + pixels * torch.int64.itemsize,
+        intermediate=8 * maps_of(levels) * pixels * classes * 4,
+        threads=threads,
         **options,
     )
-    tensors = passes * logits * 4 + pixels * torch.int64.itemsize
-    of_eager = 8 * maps_of(levels) * pixels * classes * 4
-    return Point(value, work, tiling, tensors, tensors + of_eager, threads)
 
 
 def maps_of(levels: int) -> int:

@@ -14,13 +14,11 @@ from typing import Any
 import torch
 
 from prosma_ops import proximal_gate
-from prosma_ops.report.records import EAGER, OURS
 from prosma_ops.testing import Problem
 from prosma_ops.testing.proximal_gate import Shape, eager, problem
 
-from ..work import Contestant, Work
 from . import SMALL_SIZES, THREADS
-from .sweep import MEGABYTES, Point, Sweep
+from .sweep import Point, Sweep, against_eager
 from .tiling import Tiling
 
 DILATIONS = (1, 2, 3)
@@ -41,19 +39,22 @@ def point(
 ) -> Point:
     tiling = Tiling(partial(build, dilations), 1, AXES, {"result": 1})
     elements, taps = math.prod(size), 1 + len(set(dilations)) * (3 ** (len(size) - 2) - 1)
-    work = Work(
+    tensors = (6 if training else 3) * elements * 4
+    return against_eager(
+        value,
+        tiling,
+        proximal_gate,
+        eager,
         name=f"{'forward + backward' if training else 'forward'}, {'x'.join(map(str, size))}, dilations {dilations}",
-        build=tiling.problem,
         size=size,
-        contestants=[Contestant(OURS, proximal_gate), Contestant(EAGER, eager)],
         training=training,
         moved_bytes=(8 if training else 3) * elements * 4,
         multiply_adds=(4 if training else 1) * taps * elements,
-        **MEGABYTES,
+        tensors=tensors,
+        intermediate=2 * tensors,
+        threads=threads,
         **options,
     )
-    tensors = (6 if training else 3) * elements * 4
-    return Point(value, work, tiling, tensors, 3 * tensors, threads)
 
 
 def extents(batch: int, channels: int, spatial: Sequence[int], rank: int, training: bool) -> list[Point]:

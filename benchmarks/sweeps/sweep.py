@@ -44,6 +44,23 @@ class Point:
     threads: int | None = None  # None: all
 
 
+def against_eager(
+    value: float,
+    tiling: Tiling,
+    ours: Callable[..., Any],
+    eager: Callable[..., Any],
+    *,
+    tensors: float,
+    intermediate: float,
+    threads: int | None = None,
+    **work: Any,
+) -> Point:
+    """A point of ours and eager, which needs `intermediate` bytes beside the tensors'; `work` is the rest of a Work."""
+    contestants = [Contestant(OURS, ours), Contestant(EAGER, eager)]
+    made = Work(build=tiling.problem, contestants=contestants, **MEGABYTES, **work)
+    return Point(value, made, tiling, tensors, tensors + intermediate, threads)
+
+
 @dataclass(frozen=True)
 class Sweep:
     name: str  # unlike that of any other of the operator

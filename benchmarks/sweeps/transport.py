@@ -7,13 +7,11 @@ from functools import partial
 from typing import Any
 
 from prosma_ops import transport_align, transport_plan
-from prosma_ops.report.records import EAGER, OURS
 from prosma_ops.testing.transport import eager_plan
 
 from ..transport import align_problem, eager_aligned, plan_problem
-from ..work import Contestant, Work
 from . import SMALL_SIZES, THREADS
-from .sweep import MEGABYTES, Point, Sweep
+from .sweep import Point, Sweep, against_eager
 from .tiling import Tiling
 
 ITERATIONS, EPSILON = 20, 0.5
@@ -29,38 +27,41 @@ def plan(
 ) -> Point:
     tiling = Tiling(partial(plan_problem, EPSILON, iterations), 0, {"scores": 0}, {"result": 0})
     entries = size[0] * size[1] * size[2]
-    work = Work(
+    return against_eager(
+        value,
+        tiling,
+        transport_plan,
+        eager_plan,
         name=f"plan, {'forward + backward' if training else 'forward'}, {'x'.join(map(str, size))}, {iterations}",
-        build=tiling.problem,
         size=size,
-        contestants=[Contestant(OURS, transport_plan), Contestant(EAGER, eager_plan)],
         training=training,
         moved_bytes=(5 if training else 2) * entries * 4,
         multiply_adds=(7 if training else 2) * iterations * entries,
-        **MEGABYTES,
+        tensors=(4 if training else 2) * entries * 4,
+        # Autograd keeps two tensors of the scores' size a half step.
+        intermediate=(4 * iterations if training else 3) * entries * 4,
+        threads=threads,
         **options,
     )
-    tensors = (4 if training else 2) * entries * 4
-    # Autograd keeps two tensors of the scores' size a half step.
-    return Point(value, work, tiling, tensors, tensors + (4 * iterations if training else 3) * entries * 4, threads)
 
 
 def align(value: float, size: tuple[int, int, int], features: int = 64, iterations: int = 10) -> Point:
     tiling = Tiling(partial(align_problem, features, iterations), 0, {"tokens": 0}, {"result": 0})
     batch, rows, columns = size
     entries, tokens = batch * rows * columns, batch * rows * features
-    work = Work(
+    return against_eager(
+        value,
+        tiling,
+        transport_align,
+        eager_aligned,
         name=f"align, forward + backward, {'x'.join(map(str, size))}, {features} features",
-        build=tiling.problem,
         size=size,
-        contestants=[Contestant(OURS, transport_align), Contestant(EAGER, eager_aligned)],
         training=True,
         moved_bytes=3 * tokens * 4,
         multiply_adds=7 * (iterations + features) * entries,
-        **MEGABYTES,
+        tensors=4 * (2 * tokens + 2 * batch * columns * features),
+        intermediate=4 * (4 * iterations + 4) * entries,
     )
-    tensors = 4 * (2 * tokens + 2 * batch * columns * features)
-    return Point(value, work, tiling, tensors, tensors + 4 * (4 * iterations + 4) * entries)
 
 
 def sweeps(threads: Sequence[int]) -> list[Sweep]:
