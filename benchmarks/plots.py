@@ -42,7 +42,7 @@ from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.patches import Patch  # noqa: E402
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter  # noqa: E402
 
-from prosma_ops.report.records import EAGER, OURS  # noqa: E402
+from prosma_ops.report.records import EAGER, OURS, leading  # noqa: E402
 
 from . import report, targets  # noqa: E402
 from .sweeps import SWEEPS, growth  # noqa: E402
@@ -113,7 +113,7 @@ def with_numbered_clips(svg: str) -> str:
 
 def main_records(results: Results) -> list[Record]:
     """Those of the main setting whose result is right."""
-    records = (one for one in results["records"] if report.judged(one) or one["device"] == "cuda")
+    records = filter(leading, results["records"])
     return [one for one in records if one["contestants"][OURS].get("median") and one["operator"] != "models"]
 
 
