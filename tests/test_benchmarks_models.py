@@ -16,6 +16,7 @@ from benchmarks import models, report, tables, targets
 from benchmarks.models import ONE_IMAGE, ONE_OUTPUT, REFERENCE, UNET, Work
 from benchmarks.networks import Inference, Network, Runner, Training, relative_error, shares
 from benchmarks.targets import OURS, Target
+from tests.benchmark_records import results
 from tests.conftest import need_native
 
 TINY = Network("prosma_unet", (2, 1, 16, 16), 3, {"widths": (4, 6, 8)})
@@ -99,7 +100,7 @@ def test_a_record_of_inference_and_of_a_step() -> None:
     assert targets.best_of_others(step) == REFERENCE
     assert step["memory"] == {OURS: 20.0, REFERENCE: 30.0, UNET: 30.0}
     assert [targets.reached(one, targets.value(one, step)) for one in wanted] == [True, False]
-    text = report.text({"machine": HEAD, "records": [inference, step]})
+    text = report.text(results(inference, step))
     assert "gates" in text
     assert "extra memory in MB: ours 20.0, reference 30.0, unet 30.0" in text
     assert "measured beside" not in text
@@ -137,15 +138,6 @@ def test_peak_memory_grows_with_the_image() -> None:
 
 
 LARGER = dataclasses.replace(TINY, size=(2, 1, 256, 256))
-HEAD = {
-    "kind": "cpu",
-    "device": "A processor, 2 cores",
-    "driver": "Linux 6",
-    "clocks": {},
-    "versions": {"torch": "2.13.0"},
-    "commit": "abc",
-    "date": "today",
-}
 
 
 def record(kind: str, **more: Any) -> dict[str, Any]:
@@ -178,18 +170,18 @@ def test_the_table_has_a_line_a_network() -> None:
         record("step", memory={OURS: 812.3}),
         record("step", network={**record("step")["network"], "loss": "mixed"}),
     ]
-    lines = models.markdown({"machine": HEAD, "records": records}).splitlines()
+    lines = models.markdown(results(*records)).splitlines()
     expected = "| prosma_unet, 2x1x16^2 | 8.07 M | 9.23 G | 2 ms | 4 ms | 800.0 | 2 ms | 4 ms | 812 MB |"
     assert lines[2] == expected
     assert lines[3] == ""
-    alone = models.markdown({"machine": HEAD, "records": records[:1]}).splitlines()
+    alone = models.markdown(results(*records[:1])).splitlines()
     assert alone[2] == "| prosma_unet, 2x1x16^2 | 8.07 M | 9.23 G | 2 ms | 4 ms | 800.0 | - | - | - |"
 
 
 def test_the_readme_has_the_table_of_the_networks() -> None:
-    results = {"machine": HEAD, "records": [record("inference"), record("step")]}
-    page = tables.tables([(Path("benchmarks/results/here/models.json"), results)])
-    assert page == f"### models\n\n{models.markdown(results)} From `benchmarks/results/here/models.json`."
+    both = results(record("inference"), record("step"))
+    page = tables.tables([(Path("benchmarks/results/here/models.json"), both)])
+    assert page == f"### models\n\n{models.markdown(both)} From `benchmarks/results/here/models.json`."
 
 
 def test_records_are_added_to_those_that_are_there(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from benchmarks import measured, report, tables
-from tests.test_benchmarks_sweeps import HEAD, races, results
+from tests.benchmark_records import HEAD, race_results, results, sweep_results
 
 PLACE = Path("benchmarks/results/a-processor-2-cores")
 
 
 def files(*more: tuple[str, dict[str, Any]]) -> list[tuple[Path, dict[str, Any]]]:
-    found = [("proximal_gate", races()), ("sweeps-proximal_gate", results()), *more]
+    found = [("proximal_gate", race_results()), ("sweeps-proximal_gate", sweep_results()), *more]
     return [(PLACE / f"{name}.json", content) for name, content in found]
 
 
@@ -25,7 +25,7 @@ def test_the_page_tells_files_with_machine_versions_and_commit() -> None:
         f"| `{PLACE}/proximal_gate.json` | A processor, 2 cores | 2 records |  | torch 2.13.0, Python 3.11 | abc "
         "| 2026-01-02 | quiet |"
     )
-    busy = {**races(), "machine": HEAD | {"load": 3.5}}
+    busy = {**race_results(), "machine": HEAD | {"load": 3.5}}
     assert measured.kept([(PLACE / "proximal_gate.json", busy)]).endswith("| busy |")
 
 
@@ -37,7 +37,7 @@ def test_what_is_missing_is_said() -> None:
     assert "- whole networks on a CPU" in lines
     assert not any("of `proximal_gate` on a CPU" in line for line in lines)
     assert lines[-1].endswith("sweeps-proximal_gate.json`, which did not fit: size")
-    every = [(name, {"machine": HEAD | {"kind": kind}, "records": []}) for kind in ("cpu", "cuda") for name in names()]
+    every = [(name, results() | {"machine": HEAD | {"kind": kind}}) for kind in ("cpu", "cuda") for name in names()]
     assert measured.missing([(PLACE / name, content) for name, content in every]) == (
         "- Nothing that the harness can measure."
     )
@@ -48,14 +48,14 @@ def names() -> list[str]:
 
 
 def test_exponents_threads_and_first_calls_are_those_of_the_sweeps() -> None:
-    sweeps = files()[1:]
+    found = files()[1:]
     assert (
         "| proximal_gate | pixels | forward, 1xs^2 | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) |"
-        in measured.exponents(sweeps)
+        in measured.exponents(found)
     )
     row = "| proximal_gate | A processor, 2 cores | forward, 1xs^2 | 1 to 2 | 2.00x | 2.00x |"
-    assert measured.threads(sweeps).splitlines()[-1] == row
-    assert "| 2 s | - | - | 3 ms | - |" in measured.starts(sweeps)
+    assert measured.threads(found).splitlines()[-1] == row
+    assert "| 2 s | - | - | 3 ms | - |" in measured.starts(found)
 
 
 def test_a_page_is_written_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

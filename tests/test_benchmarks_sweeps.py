@@ -23,17 +23,10 @@ from benchmarks.sweeps.sweep import Point, Rounds, Sweep
 from benchmarks.work import Contestant
 from prosma_ops.report.records import EAGER, OURS
 from prosma_ops.testing import Problem
+from tests.benchmark_records import point_record, race_results, results, sweep_results
 
 CPU = torch.device("cpu")
 SETTING = Rounds("cpu", 1, short=True)
-HEAD = {
-    "kind": "cpu",
-    "device": "A processor, 2 cores",
-    "driver": "Linux 6",
-    "versions": {"python": "3.11", "torch": "2.13.0"},
-    "commit": "abc",
-    "date": "2026-01-02 03:04 UTC",
-}
 
 
 def of(operator: str) -> Any:
@@ -153,44 +146,10 @@ def test_what_is_no_power_has_residuals_far_from_one() -> None:
     assert growth.fit([(2, 1.0), (2, 2.0), (2, 3.0)]) is None
 
 
-def entry(seconds: float, **more: Any) -> dict[str, Any]:
-    return {"rival": True, "error": 0.2, "wrong": "", "median": seconds, "min": 0.9 * seconds, "max": 1.5 * seconds} | {
-        "rounds": 5,
-        **more,
-    }
-
-
-def record(value: float, seconds: float, name: str = "size", **more: Any) -> dict[str, Any]:
-    about = {"name": name, "parameter": "pixels", "what": "forward, 1xs^2", "value": value, "left_out": {}}
-    return {
-        "operator": "proximal_gate",
-        "sweep": about | {"tensor_bytes": 4 * value},
-        "work": f"forward, {value}",
-        "dtype": "float32",
-        "device": "cpu",
-        "threads": 2,
-        "main": True,
-        "allocator": "raised",
-        "calls": 1,
-        "contestants": {OURS: entry(seconds), EAGER: entry(10 * seconds)},
-        "rates": {"fma": 300.0, "exp": 2.0, "copy": 15.0},
-        "floors": {"memory": seconds / 4, "fma": seconds / 2, "exp": seconds / 8},
-        "memory": {OURS: value / 50, EAGER: value / 10},
-        "targets": [],
-        **more,
-    }
-
-
-def results() -> dict[str, Any]:
-    records = [record(value, 1e-5 * value) for value in (1, 100, 1000, 10000)]
-    records += [record(count, 0.1 / count, THREADS, threads=count, memory={}) for count in (1, 2)]
-    out = [{"operator": "proximal_gate", "sweep": records[0]["sweep"] | {"left_out": {OURS: "would need 17.0 GB"}}}]
-    start = {"import torch": 2.0, "first call": 0.003}
-    return {"machine": HEAD, "records": records, "left_out": out, "fits": growth.fits(records), "start": start}
-
-
 def test_exponents_leave_out_times_that_are_a_calls_own_cost() -> None:
-    lines = {(line["sweep"], line["contestant"], line["quantity"]): line for line in growth.fits(results()["records"])}
+    lines = {
+        (line["sweep"], line["contestant"], line["quantity"]): line for line in growth.fits(sweep_results()["records"])
+    }
     assert set(lines) == {("size", name, "time") for name in (OURS, EAGER)} | {
         ("size", name, "memory") for name in (OURS, EAGER)
     }
@@ -200,7 +159,7 @@ def test_exponents_leave_out_times_that_are_a_calls_own_cost() -> None:
 
 
 def test_the_report_of_a_sweep() -> None:
-    text = growth.text(results())
+    text = growth.text(sweep_results())
     for part in (
         "size: forward, 1xs^2",
         "100 ms [90 ms - 150 ms]",
@@ -216,10 +175,10 @@ def test_the_report_of_a_sweep() -> None:
 
 
 def test_wrong_results_have_no_time_in_the_report() -> None:
-    bad = record(5, 1.0, contestants={OURS: {"error": None, "wrong": "differs"}})
-    rows = growth.table([bad, record(7, 1.0)])
+    bad = point_record(5, 1.0, contestants={OURS: {"error": None, "wrong": "differs"}})
+    rows = growth.table([bad, point_record(7, 1.0)])
     assert rows[1] == ("5", "WRONG", "differs")
-    assert growth.series([bad, record(7, 1.0)], OURS) == [(7, 1.0)]
+    assert growth.series([bad, point_record(7, 1.0)], OURS) == [(7, 1.0)]
 
 
 def test_points_that_need_too_much_are_left_out(quick: None) -> None:
@@ -277,19 +236,9 @@ def test_the_start_of_a_process_is_measured_step_by_step() -> None:
     assert {"first call", "second call", "first call of eager", "second call of eager"} < set(found)
 
 
-def races() -> dict[str, Any]:
-    """A file of races with rivals on both sides of ours, and a yardstick."""
-    rivals = {EAGER: entry(0.02), "torch.compile": entry(0.001), "a copy": entry(0.001, rival=False)}
-    one = record(100, 0.002)
-    del one["sweep"]
-    two = one | {"work": "forward + backward, 4x64x128^2", "dtype": "bfloat16"}
-    found = [one | {"contestants": {OURS: entry(0.002)} | rivals}, two]
-    return {"machine": HEAD, "records": found}
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    found = {"sweeps-proximal_gate": results(), "proximal_gate": races(), "models": {"machine": HEAD, "records": []}}
+    found = {"sweeps-proximal_gate": sweep_results(), "proximal_gate": race_results(), "models": results()}
     paths = [tmp_path / f"{name}.json" for name in found]
     for path, content in zip(paths, found.values(), strict=True):
         path.write_text(json.dumps(content))
@@ -330,7 +279,7 @@ def test_plots_say_where_they_were_measured(files: list[Path], tmp_path: Path) -
 
 def test_a_roofs_arithmetic_is_that_of_the_floor() -> None:
     plots = pytest.importorskip("benchmarks.plots", reason="there is no matplotlib", exc_type=ImportError)
-    one = record(100, 0.002)
+    one = point_record(100, 0.002)
     assert plots.ROOFS[0].arithmetic(one) == pytest.approx(300e9 * 0.001)
     assert plots.moved(one) == pytest.approx(15e9 * 0.0005)
     assert plots.ROOFS[1].arithmetic(one | {"rates": {"exp": None}}) is None
