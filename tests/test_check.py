@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,26 +20,29 @@ from prosma_ops.testing.check import Request
 from prosma_ops.testing.faults import planted
 from prosma_ops.testing.layouts import LAYOUTS
 from prosma_ops.testing.parity import Implementation
+from tests.conftest import need_native
 
 CPU = torch.device("cpu")
 IN_PROCESS = ["--backend", "reference", "--backend", "cpu"]
 
 
-@pytest.fixture
-def native_backends(native_library: object) -> list[str]:
-    return IN_PROCESS
+@pytest.fixture(scope="module")
+def passed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """What the command shows and writes of every operator's tiny cases."""
+    need_native()
+    path, shown = tmp_path_factory.mktemp("check") / "report.json", io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        assert main(["check", "--device", "cpu", "--size", "tiny", "--json", str(path), *IN_PROCESS]) == 0
+    return shown.getvalue(), json.loads(path.read_text())
 
 
-def test_it_passes(capsys: pytest.CaptureFixture[str], tmp_path: Path, native_backends: list[str]) -> None:
-    path = tmp_path / "report.json"
-    assert main(["check", "--device", "cpu", "--size", "tiny", "--json", str(path), *native_backends]) == 0
-    shown = capsys.readouterr().out
+def test_it_passes(passed: tuple[str, dict[str, Any]]) -> None:
+    shown, report = passed
     levels = native.required().runnable_levels
     for text in ("proximal_gate", "soft_threshold", "channels_last", "bfloat16", "reference", "pass: "):
         assert text in shown
     for level in levels:
         assert f"cpu ({level})" in shown
-    report = json.loads(path.read_text())
     assert report["passed"] is True
     assert {record["operator"] for record in report["records"]} == set(backends.OPERATORS)
     tensors = {record["tensor"] for record in report["records"] if record["operator"] == "proximal_gate"}
@@ -44,12 +50,10 @@ def test_it_passes(capsys: pytest.CaptureFixture[str], tmp_path: Path, native_ba
     assert all(record["ok"] and record["ratio"] <= 1 for record in report["records"])
 
 
-def rows(report: check.Report) -> set[tuple[str, str, str, str]]:
-    return {(r.operator, r.implementation, r.dtype, r.layout) for r in report.records}
-
-
-def test_every_operator_implementation_dtype_and_layout_has_a_row(native_backends: list[str]) -> None:
-    report = check.run(Request(CPU, None, ["reference", "cpu"], "tiny", False))
+def test_every_operator_implementation_dtype_and_layout_has_a_row(passed: tuple[str, dict[str, Any]]) -> None:
+    report = check.Report("cpu")
+    check._merge(passed[1], report)
+    rows = {(r.operator, r.implementation, r.dtype, r.layout) for r in report.records}
     implementations = ["reference", *(f"cpu ({level})" for level in native.required().runnable_levels)]
     for operator in backends.OPERATORS:
         cases = suite(operator).cases("tiny")
@@ -57,15 +61,15 @@ def test_every_operator_implementation_dtype_and_layout_has_a_row(native_backend
         assert {dtype for dtype, _ in expected} == {"float32", "float64", "float16", "bfloat16"}
         assert {layout for _, layout in expected} == set(LAYOUTS)
         for implementation in implementations:
-            assert {row[2:] for row in rows(report) if row[:2] == (operator, implementation)} == expected
-    shown = check.record_table(report.records).splitlines()
-    assert len(shown) == 1 + len(rows(report))
+            assert {row[2:] for row in rows if row[:2] == (operator, implementation)} == expected
+    assert len(check.record_table(report.records).splitlines()) == 1 + len(rows)
 
 
 @pytest.mark.parametrize("function", ["forward", "backward"])
 def test_a_failing_implementation_fails_it(capsys: pytest.CaptureFixture[str], tmp_path: Path, function: str) -> None:
     path = tmp_path / "report.json"
-    arguments = ["check", "--device", "cpu", "--size", "tiny", "--backend", "reference", "--json", str(path)]
+    asked = ["--operator", "proximal_gate", "--backend", "reference"]
+    arguments = ["check", "--device", "cpu", "--size", "tiny", *asked, "--json", str(path)]
     with planted("proximal_gate", "reference", function, 0, faults.wrong_sign):
         assert main(arguments) == 1
     shown = capsys.readouterr().out
@@ -107,7 +111,7 @@ def unproved_operator() -> Iterator[str]:
 
 @pytest.mark.parametrize("self_test", [False, True])
 def test_an_operator_without_cases_fails_it(unproved_operator: str, self_test: bool) -> None:
-    report = check.run(Request(CPU, None, ["reference"], "tiny", self_test))
+    report = check.run(Request(CPU, [unproved_operator], ["reference"], "tiny", self_test))
     assert not report.passed
     assert f"{unproved_operator} has no cases: SUITES of prosma_ops/testing/proximal_gate.py" in check.text(report)
 
@@ -120,13 +124,14 @@ def test_an_operator_that_nothing_ran_fails_it(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_backend_asked_for_that_cannot_run_fails_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "--device", "cpu", "--size", "tiny", "--backend", "reference", "--backend", "cuda"]) == 1
+    asked = ["--operator", "soft_threshold", "--backend", "reference", "--backend", "cuda"]
+    assert main(["check", "--device", "cpu", "--size", "tiny", *asked]) == 1
     assert "backend cuda was asked for and did not run" in capsys.readouterr().out
 
 
 def test_the_library_that_must_be_there_and_is_not_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "load", lambda: native.Library(None, "blocked by a test"))
-    arguments = Request(CPU, None, ["reference"], "tiny", False)
+    arguments = Request(CPU, ["soft_threshold"], ["reference"], "tiny", False)
     monkeypatch.setenv("PROSMA_REQUIRE_NATIVE", "0")
     assert check.run(arguments).passed
     monkeypatch.setenv("PROSMA_REQUIRE_NATIVE", "1")
@@ -166,11 +171,10 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
 # The self-test.
 
 
-def test_the_self_test_reports_every_planted_error(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, native_backends: list[str]
-) -> None:
+@pytest.mark.usefixtures("native_library")
+def test_the_self_test_reports_every_planted_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    assert main(["check", "--device", "cpu", "--self-test", "--json", str(path), *native_backends]) == 0
+    assert main(["check", "--device", "cpu", "--self-test", "--json", str(path), *IN_PROCESS]) == 0
     plants = json.loads(path.read_text())["planted"]
     assert all(plant["reported"] for plant in plants)
     levels = len(native.required().runnable_levels)
