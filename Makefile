@@ -17,9 +17,10 @@ RUN := $(VENV)/bin/python
 # torch is part of the name, so that another TORCH= installs anew.
 INSTALLED := $(VENV)/.installed-$(shell printf %s '$(TORCH)' | tr -c 'a-zA-Z0-9.' '-')
 
-# A process a core, each with whole files, as the tests of a file share what they compute. A test has one thread. Without
-# the last option a run whose process crashed would wait for it for ever.
-SIDE_BY_SIDE := --numprocesses auto --dist loadfile --max-worker-restart 0
+# A process a core, each with whole files, as the tests of a file share what they compute, in the order of
+# tests/conftest.py, which has long files first. A test has one thread. Without the last option a run whose process
+# crashed would wait for it for ever.
+SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # What `make demo` writes.
 DEMO := build/demo

@@ -32,6 +32,32 @@ IMPLEMENTATIONS = {
     **{f"cpu-{level}": Implementation("cpu", level) for level in ("portable", "v3", "v4")},
 }
 
+# Files that take a minute and more on two cores, the longest first, of the slow tests and of the others: a process that
+# came to one of them last would run on alone. pytest-xdist's own order, by the number of tests, has these at the end.
+LONG = (
+    "test_sanitizers",
+    "test_cuda_compile",
+    "test_cuda_emulation",
+    "test_triton_interpreter",
+    "test_proximal_gate",
+    "test_transport_operators",
+    "test_training_distributed",
+    "test_training_resume",
+    "test_triton_transport",
+    "test_packaging",
+    "test_logit_mixing_framework",
+    "test_opcheck",
+    "test_nn",
+    "test_triton_logit_mixing",
+    "test_check",
+    "test_triton_compile_transport",
+    "test_losses_distributed",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 def told(value: object) -> str:
     """A name for pytest of a value that may hold functions: their addresses differ between two processes."""
