@@ -101,6 +101,13 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+# For what takes seconds and hardly depends on the backend: opcheck of a backward operator traces the second derivative,
+# which goes through the reference whichever is chosen, and aot_eager compiles the same graph.
+REFERENCE_IS_SLOW = pytest.mark.parametrize(
+    "backend", ["cpu", pytest.param("reference", marks=pytest.mark.slow)], indirect=True
+)
+
+
 @pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request: pytest.FixtureRequest) -> Iterator[Implementation]:
     """Each backend that runs on the CPU, the native one at each level, chosen while the test runs."""

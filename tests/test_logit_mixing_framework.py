@@ -19,7 +19,7 @@ from prosma_ops import mixed_logit_statistics
 from prosma_ops.testing import Problem, compare, parity
 from prosma_ops.testing.logit_mixing import BIASES, PARAMETERS, example
 from prosma_ops.testing.parity import Implementation
-from tests.conftest import INDUCTOR_WARNS
+from tests.conftest import INDUCTOR_WARNS, REFERENCE_IS_SLOW
 
 SUMS = ("cross_entropy", "intersection", "probability", "square", "log_probability")
 
@@ -79,6 +79,7 @@ def test_opcheck_without_gradient(backend: str) -> None:
     check(ops.mixed_logit_statistics.default, arguments_of(example(*SMALL, torch.float32, "sliced"), grad=False))
 
 
+@REFERENCE_IS_SLOW
 def test_opcheck_of_the_backward(backend: str) -> None:
     """Its own gradient is traced too, through the reference: seconds, so most of it is left to the slow tests."""
     problem = example((2, 3, 4, 5), ((2, 3),), operators=())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from prosma_ops.nn import ProximalGate
+from tests.conftest import REFERENCE_IS_SLOW
 
 NORMS = ("batch", "instance", "group")
 SIZES = {2: (9, 11), 3: (4, 5, 6)}
@@ -147,6 +148,7 @@ def test_nothing_but_parameters_and_statistics_is_saved(backend: str) -> None:
     assert not [name for name in before if "last" in name]
 
 
+@REFERENCE_IS_SLOW
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_it_compiles_whole_without_recompiling(backend: str, norm: str) -> None:
     torch.compiler.reset()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from prosma_ops.testing.proximal_gate import OPTIONAL, example
+from tests.conftest import REFERENCE_IS_SLOW
 
 ops = torch.ops.prosma_ops
 UTILITIES = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -81,6 +82,7 @@ def test_backward_of_one_gradient_alone(backend: str, index: int) -> None:
     check(ops.proximal_gate_backward.default, backward_arguments((1, 2, 4, 5), torch.float32, "channels_last", needed))
 
 
+@REFERENCE_IS_SLOW
 def test_backward_of_all_gradients(backend: str) -> None:
     check(
         ops.proximal_gate_backward.default,
@@ -88,6 +90,7 @@ def test_backward_of_all_gradients(backend: str) -> None:
     )
 
 
+@REFERENCE_IS_SLOW
 def test_backward_in_3d(backend: str) -> None:
     arguments = backward_arguments((1, 2, 3, 4, 5), torch.float32, "channels_last", [True] * 6, activation="relu")
     check(ops.proximal_gate_backward.default, arguments)

@@ -15,6 +15,7 @@ from torch.library import opcheck
 
 from prosma_ops import Potentials, apply_plan, sinkhorn, transport_align, transport_plan
 from prosma_ops.testing.transport import MASSES, example
+from tests.conftest import REFERENCE_IS_SLOW
 
 ops = torch.ops.prosma_ops
 UTILITIES = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -71,6 +72,7 @@ def test_opcheck_in_every_layout(backend: str, layout: str) -> None:
 SLOW = pytest.mark.slow
 
 
+@REFERENCE_IS_SLOW
 @pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.bfloat16, marks=SLOW)], ids=str)
 def test_opcheck_of_the_backward_of_plans(backend: str, dtype: torch.dtype) -> None:
     exactness = torch.float64 if dtype is torch.float64 else torch.float32
@@ -84,6 +86,7 @@ def test_opcheck_of_the_backward_of_plans(backend: str, dtype: torch.dtype) -> N
     check(ops.transport_plan_backward.default, (grad, *leaves, history, count, 0.5, True))
 
 
+@REFERENCE_IS_SLOW
 @pytest.mark.parametrize(
     "needed", [[True, True], *(pytest.param(n, marks=SLOW) for n in ([True, False], [False, True]))]
 )
@@ -96,6 +99,7 @@ def test_opcheck_of_the_backward_of_aligning(backend: str, needed: list[bool]) -
     check(ops.transport_align_backward.default, (*grads, *leaves, history, count, "dot", 0.5, True, needed))
 
 
+@REFERENCE_IS_SLOW
 @pytest.mark.parametrize("columns_side", [True, False])
 @pytest.mark.parametrize("needed", [[True] * 5, pytest.param([False, False, False, True, False], marks=SLOW)], ids=str)
 def test_opcheck_of_the_backward_of_applying(backend: str, needed: list[bool], columns_side: bool) -> None:
