@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ import prosma_ops
 from prosma_ops.nn import VectorQuantizer
 from tests import two_processes
 
-BOTH = pytest.mark.parametrize("update", ["gradient", "ema"])
+UPDATES, INITS = ("gradient", "ema"), ("uniform", "kmeans")
+BOTH = pytest.mark.parametrize("update", UPDATES)
 METRICS = pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 
 
@@ -263,20 +264,31 @@ def one_of_two(rank: int, update: str, init: str) -> dict[str, Tensor]:
     return trained([shares()[rank]] * 4, update, init)
 
 
+def of_each_process(rank: int) -> dict[Any, Any]:
+    learnt = {(update, init): one_of_two(rank, update, init) for update in UPDATES for init in INITS}
+    return learnt | {"data parallel": data_parallel(rank)}
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    """What each of two processes has learnt, in every way: to start two takes longer than all they do."""
+    return two_processes.run(of_each_process, tmp_path_factory.mktemp("two"))
+
+
 @BOTH
-@pytest.mark.parametrize("init", ["uniform", "kmeans"])
-def test_two_processes_learn_what_one_does(update: str, init: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("init", INITS)
+def test_two_processes_learn_what_one_does(update: str, init: str, of_two: list[dict[Any, Any]]) -> None:
     """Codebook, running averages, k-means start and restarts: as of one process with both shares."""
-    found = two_processes.run(one_of_two, tmp_path, update, init)
+    found = [learnt[update, init] for learnt in of_two]
     expected = trained([torch.cat(shares())] * 4, update, init)
     for name, value in expected.items():
         assert torch.equal(found[0][name], found[1][name]), name
         torch.testing.assert_close(found[0][name], value, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_what_a_dataparallel_step_learns(tmp_path: Path) -> None:
+def test_what_a_dataparallel_step_learns(of_two: list[dict[Any, Any]]) -> None:
     """Gradients under DistributedDataParallel: of two equal shares they are those of the whole batch."""
-    results = two_processes.run(data_parallel, tmp_path)
+    results = [learnt["data parallel"] for learnt in of_two]
     module = VectorQuantizer(7, 4)
     module.load_state_dict(results[0]["start"])
     _, loss, _ = module(torch.cat([results[0]["tokens"], results[1]["tokens"]]))
