@@ -99,16 +99,18 @@ def save(figure: Figure, path: Path) -> list[Path]:
     vector, pixels = path.with_suffix(".svg"), path.with_suffix(".png")
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    vector.write_text(with_numbered_clips(text.getvalue()), encoding="utf-8")
+    vector.write_text(repeatable(text.getvalue()), encoding="utf-8")
     figure.savefig(pixels, dpi=DOTS_PER_INCH, metadata={"Software": None})
     return [vector, pixels]
 
 
-def with_numbered_clips(svg: str) -> str:
-    """Matplotlib names a clip path by the address of its object, which no salt makes the same."""
+def repeatable(svg: str) -> str:
+    """Matplotlib names a clip path by the address of its object, which no salt makes the same, and gives places in
+    millionths of a point, the last of which differed between two drawings of one process: a thousandth will do."""
     names = dict.fromkeys(re.findall(r'<clipPath id="(\w+)"', svg))
     numbers = {name: f"clip{number}" for number, name in enumerate(names)}
-    return re.sub(r"\bp[0-9a-f]{10}\b", lambda found: numbers.get(found[0], found[0]), svg)
+    svg = re.sub(r"\bp[0-9a-f]{10}\b", lambda found: numbers.get(found[0], found[0]), svg)
+    return re.sub(r"(?<![\w.])-?\d+\.\d{4,}\b", lambda found: f"{float(found[0]):.3f}", svg)
 
 
 def main_records(results: Results) -> list[Record]:
