@@ -207,10 +207,26 @@ void add_runs(const Runs<T>& runs, int channels, const Vector<T>* pixels, int64_
     }
 }
 
+// Where a tile's vectors lie within a class's plane. If all are whole and in memory's order, they are read and written
+// without a question each: the questions took as long as the memory.
 template <class S>
-Ahead ahead_of(const Plan<Compute<S>>& plan, const S* plane, const int64_t* strides, const Cell& first) {
-    const int64_t vector = LANES<Compute<S>> * strides[WIDTH], step = plan.all_direct ? vector : strides[HEIGHT];
-    const S* start = plane + first.row * strides[HEIGHT] + first.vector * vector + CELLS * step;
+struct Places {
+    int64_t at[CELLS];
+    bool whole = true;
+
+    Places(const Cell* cells, const int64_t* strides) {
+        constexpr int L = LANES<Compute<S>>;
+        for (int k = 0; k < CELLS; ++k) {
+            at[k] = cells[k].row * strides[HEIGHT] + cells[k].vector * L * strides[WIDTH];
+            whole &= cells[k].live == L && strides[WIDTH] == 1;
+        }
+    }
+};
+
+template <class S>
+Ahead ahead_of(const Plan<Compute<S>>& plan, const S* plane, const int64_t* strides, int64_t first) {
+    const int64_t step = plan.all_direct ? LANES<Compute<S>> * strides[WIDTH] : strides[HEIGHT];
+    const S* start = plane + first + CELLS * step;
     return {reinterpret_cast<const char*>(start), strides[CHANNEL] * int64_t(sizeof(S)), step * int64_t(sizeof(S))};
 }
 
@@ -220,12 +236,16 @@ void read_tile(const Plan<Compute<S>>& plan, int number, const Block& block, con
     const Tensor& logits = plan.a.levels[number].logits;
     const int64_t* strides = logits.strides;
     const S* plane = start_of<S>(logits, block.batch, block.plane);
-    tile.ahead = ahead_of(plan, plane, strides, cells[0]);
-    for (int c = 0; c < plan.classes; ++c, plane += strides[CHANNEL])
-        for (int k = 0; k < CELLS; ++k) {
-            const S* from = plane + cells[k].row * strides[HEIGHT] + cells[k].vector * LANES<T> * strides[WIDTH];
-            tile.logits[c * CELLS + k] = read_lanes<S>(from, strides[WIDTH], cells[k].live);
-        }
+    const Places<S> places(cells, strides);
+    tile.ahead = ahead_of(plan, plane, strides, places.at[0]);
+    for (int c = 0; c < plan.classes; ++c, plane += strides[CHANNEL]) {
+        Vector<T>* const to = tile.logits + c * CELLS;
+        if (places.whole)
+#pragma GCC unroll 8
+            for (int k = 0; k < CELLS; ++k) to[k] = load_vector<S>(plane + places.at[k]);
+        else
+            for (int k = 0; k < CELLS; ++k) to[k] = read_lanes<S>(plane + places.at[k], strides[WIDTH], cells[k].live);
+    }
 }
 
 // The logits of all levels; 0 where no channel counts, so that whatever stands there, NaN too, reaches nothing.
@@ -256,22 +276,20 @@ constexpr int64_t STREAMING_BYTES = 8 << 20;
 
 template <class S>
 void write_tile(const Plan<Compute<S>>& plan, int number, const Block& block, const Cell* cells, const Vector<Compute<S>>* gradient) {
-    using T = Compute<S>;
     int64_t bytes = sizeof(S);
     for (int axis = 0; axis < AXES; ++axis) bytes *= plan.a.sizes[axis];
     const bool streaming = bytes >= STREAMING_BYTES;
     const Tensor& grad = plan.a.levels[number].grad;
     const int64_t* strides = grad.strides;
     S* plane = const_cast<S*>(start_of<S>(grad, block.batch, block.plane));
-    for (int c = 0; c < plan.classes; ++c, plane += strides[CHANNEL])
-        for (int k = 0; k < CELLS; ++k) {
-            if (!cells[k].live) continue;
-            S* to = plane + cells[k].row * strides[HEIGHT] + cells[k].vector * LANES<T> * strides[WIDTH];
-            if (streaming && strides[WIDTH] == 1 && cells[k].live == LANES<T>)
-                stream_vector<S>(to, gradient[c * CELLS + k]);
-            else
-                write_lanes<S>(to, strides[WIDTH], cells[k].live, gradient[c * CELLS + k]);
-        }
+    const Places<S> places(cells, strides);
+    for (int c = 0; c < plan.classes; ++c, plane += strides[CHANNEL], gradient += CELLS)
+        if (places.whole && streaming)
+#pragma GCC unroll 8
+            for (int k = 0; k < CELLS; ++k) stream_vector<S>(plane + places.at[k], gradient[k]);
+        else
+            for (int k = 0; k < CELLS; ++k)
+                if (cells[k].live) write_lanes<S>(plane + places.at[k], strides[WIDTH], cells[k].live, gradient[k]);
 }
 
 // The transpose of `interpolate_rows`, into a patch that it first clears.

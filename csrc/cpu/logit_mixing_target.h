@@ -66,8 +66,9 @@ struct LabelRule {
     template <class T>
     PROSMA_INLINE T code(Label label) const {
         const Number number = number_of(label);
-        const Number whole = Number(int32_t(number >= 0 && number <= largest ? number : Number(INVALID)));
-        const T value = T(number == whole ? whole : Number(INVALID));
+        const auto code = int32_t(number >= 0 && number <= largest ? number : Number(INVALID));
+        constexpr bool has_fractions = Number(0.5) != 0;
+        const T value = T(!has_fractions || number == Number(code) ? code : INVALID);
         return has_ignore && number == ignored ? T(IGNORED) : value;
     }
 };
