@@ -23,16 +23,12 @@ LIMITS = {
     "100": (64, 32, 228 << 10),
     "120": (48, 24, 100 << 10),
 }
-# Bytes a thread, stored and loaded, that a kernel is known to spill, by its name: of transport those that stream tiles,
-# whose 255 registers do not hold a tile's sums beside the pointers and strides of what it is made of; of the codebook
-# the product in float64, and on sm_120 all; of the gate half precision. Each is a debt: none may grow.
+# Bytes a thread, stored and loaded, that a kernel is known to spill, by its name: of the codebook the product in float64,
+# and on sm_120 all; of the gate half precision. Each is a debt: none may grow.
 KNOWN_SPILLS: dict[str, int] = {
     "gate_forward_generic": 80,
     "gate_backward_stencil": 40,
     "nearest_kernel": 692,
-    "move_kernel": 404,
-    "sums_kernel": 516,
-    "write_kernel": 136,
 }
 # What must be in the machine code for sm_90a of the kernels with this in their names: 16 bytes an access.
 WIDE = {
@@ -52,6 +48,19 @@ WIDE = {
     "codebook": {
         r"nearest_kernel<true, float>": ("LDG.E.128", "LDS.128", "HMMA"),
         r"nearest_kernel<false, double>": ("DMMA",),
+    },
+    "transport_forward": {
+        r"half_step_kernel<float>": ("LDG.E.128", "LDS.128", "STS.128"),
+        r"write_kernel<float, false>": ("LDG.E.128", "STG.E.128", "LDS.128"),
+        r"move_kernel<float, false>": ("LDG.E.128", "STG.E.128", "LDS.128", "STS.128"),
+        r"chip_kernel<float, 16>": ("LDG.E.128", "STG.E.128", "LDS.128", "STS.128"),
+    },
+    "transport_backward": {
+        r"(rows|columns)_back_kernel<(float|double)>": ("LDG.E.128", "LDS.128", "STS.128"),
+        r"sums_kernel<float, (true|false)>": ("LDG.E.128", "LDS.128"),
+        r"write_kernel<float, true>": ("LDG.E.128", "STG.E.128", "LDS.128"),
+        r"move_kernel<(float|double), true>": ("LDG.E.128", "STG.E.128", "LDS.128", "STS.128"),
+        r"chip_back_kernel<float, 16>": ("LDG.E.128", "STG.E.128", "LDS.128", "STS.128"),
     },
     "logit_mixing": {
         r"statistics_kernel<float>": ("LDS.128", "STS.128"),

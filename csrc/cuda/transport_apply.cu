@@ -62,14 +62,13 @@ public:
         Move m;
         m.width = a_.depth;
         m.batch = a_.batch;
-        m.by_slope = true;
         if (a_.tokens_grad) {
             m.slope = by_rows;
             m.over = Over::heads;
             m.values = supports;
             if (a_.squared_distance) m.lines = tokens;
             m.out = a_.tokens_grad;
-            move<C>("apply_plan_tokens_gradient", m, stream_);
+            move<C, true>("apply_plan_tokens_gradient", m, stream_);
         }
         if (!a_.reference_grad) return;
         m.slope = by_columns;
@@ -90,7 +89,7 @@ private:
     // Values of the tokens (B, rows, width) or of the supports (B, heads, columns, width).
     Operand values_of(bool rows, const void* data) const {
         if (!rows) return items_lines(data, a_.heads, a_.columns, a_.width, a_.type);
-        return {data, a_.rows * a_.width, 0, a_.width, 1, computed_type(a_.type)};
+        return operand(data, a_.rows * a_.width, 0, a_.width, 1, computed_type(a_.type));
     }
 
     // To the columns, a result a head, or to the rows, the sum over heads.
@@ -103,7 +102,7 @@ private:
         m.over = to_columns ? Over::nothing : Over::heads;
         m.batch = a_.batch;
         m.out = out;
-        move<C>("apply_plan", m, stream_);
+        move<C, false>("apply_plan", m, stream_);
     }
 
     Slope slope(bool own_rows) const {
@@ -120,7 +119,7 @@ private:
 
     void sum(const Slope& s, int64_t lines, void* to) const {
         const int64_t items = a_.batch * a_.heads, count = items * lines;
-        sums<C>("apply_plan_potentials_gradient", s, items, nullptr, nullptr, nullptr, m_.sums, stream_);
+        sums<C, true>("apply_plan_potentials_gradient", s, items, nullptr, nullptr, nullptr, m_.sums, stream_);
         launch("apply_plan_potentials_gradient", narrow_kernel<C>, {unsigned(ceil_div(count, THREADS)), THREADS, 0, stream_},
                m_.sums, count, static_cast<C*>(to));
     }
@@ -154,9 +153,7 @@ void apply_plan_forward(const ApplyArguments& a) { start(a); }
 void apply_plan_backward(const ApplyArguments& a) { start(a); }
 
 size_t apply_plan_workspace(const ApplyArguments& a) {
-    size_t bytes = 0;
-    for_computed(a.type, [&](auto zero) { bytes = apply<decltype(zero)>(a, nullptr); });
-    return bytes;
+    return for_computed(a.type, [&](auto zero) { return apply<decltype(zero)>(a, nullptr); });
 }
 
 }  // namespace prosma::cuda

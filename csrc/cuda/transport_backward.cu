@@ -61,77 +61,83 @@ struct StepBack {
     const double *log_row_mass, *log_column_mass;
 };
 
+// Of the other lines: a potential less the logarithm of the mass, infinite where a line takes no part.
+template <class C>
+__device__ __forceinline__ void differences(const double* potentials, const double* log_mass, int64_t first, int64_t size,
+                                            double (&to)[MINE<C>]) {
+    const int64_t line = first + other_line<C>(0);
+    const int count = inside<C>(line, size);
+#pragma unroll
+    for (int c = 0; c < MINE<C>; ++c) {
+        const bool live = c < count && finite(potentials[line + c]);
+        to[c] = live ? potentials[line + c] - log_mass[line + c] : -infinity();
+    }
+}
+
 // f_t from the column potentials before it, and phi_t = [what arrives] - sum_j P_ij gamma_j. The own lines are rows.
 template <class C>
-__global__ void __launch_bounds__(THREADS) rows_back_kernel(StepBack b) {
-    const Place p(blockIdx.x, b.tiles, b.pair.heads);
+__global__ void __launch_bounds__(THREADS, 1) rows_back_kernel(const __grid_constant__ StepBack b) {
+    const Place p = place_of<C>(blockIdx.x, b.tiles, b.pair.heads);
     if (b.step >= b.ran[p.item]) return;
     const int64_t own_start = p.item * b.pair.own_size, other_start = p.item * b.pair.other_size;
+    const Potentials potentials{b.live + own_start, b.before + other_start};
     RunningSums<C> sums;
-    log_sums<C>(b.pair, p, b.live + own_start, b.before + other_start, sums);
-    double f[MINE], taken[MINE] = {};
+    log_sums(b.pair, p, potentials, sums);
+    double f[MINE<C>], taken[MINE<C>] = {};
 #pragma unroll
-    for (int r = 0; r < MINE; ++r) {
-        const int64_t line = p.first + own_line(r);
+    for (int r = 0; r < MINE<C>; ++r) {
+        const int64_t line = p.first + own_line<C>(r);
         const bool inside = line < b.pair.own_size && sums.sum[r] > 0;
         const double log_mass = inside ? b.log_row_mass[own_start + line] : -infinity();
         f[r] = finite(log_mass) ? log_mass - log(sums.sum[r]) - sums.top[r] : -infinity();
     }
-    for (int64_t first = 0; first < b.pair.other_size; first += TILE) {
-        C tile[MINE][MINE];
-        double potential[MINE], log_mass[MINE], gamma[MINE];
-        score_tile(b.pair, p, first, b.live + own_start, b.before + other_start, tile);
-        other_values(b.columns + other_start, first, b.pair.other_size, -infinity(), potential);
-        other_values(b.log_column_mass + other_start, first, b.pair.other_size, 0, log_mass);
-        other_values(b.gamma + other_start, first, b.pair.other_size, 0, gamma);
-#pragma unroll
-        for (int r = 0; r < MINE; ++r)
-#pragma unroll
-            for (int c = 0; c < MINE; ++c) {
-                if (!finite(f[r]) || !finite(potential[c])) continue;
-                const double x = double(tile[r][c]) * b.pair.scale + f[r] + (potential[c] - log_mass[c]);
-                taken[r] += double(exponential(x < 0 ? x : 0.0, C(0))) * gamma[c];
-            }
+    for (int64_t first = 0; first < b.pair.other_size; first += TILE<C>) {
+        Tile<C> tile;
+        double by_column[MINE<C>], gamma[MINE<C>];
+        score_tile(b.pair, p, first, potentials, tile);
+        differences<C>(b.columns + other_start, b.log_column_mass + other_start, first, b.pair.other_size, by_column);
+        other_values<C>(b.gamma + other_start, first, b.pair.other_size, 0, gamma);
+        for_pairs<C>([&](int r, int c) {
+            if (!finite(f[r]) || !finite(by_column[c])) return;
+            const double x = double(tile[r][c]) * b.pair.scale + f[r] + by_column[c];
+            taken[r] += double(exponential(x < 0 ? x : 0.0, C(0))) * gamma[c];
+        });
     }
 #pragma unroll
-    for (int r = 0; r < MINE; ++r) {
+    for (int r = 0; r < MINE<C>; ++r) {
         const double sum = over_others(taken[r]);
-        const int64_t line = p.first + own_line(r);
+        const int64_t line = p.first + own_line<C>(r);
         if (threadIdx.x % LANES || line >= b.pair.own_size) continue;
         b.f[own_start + line] = f[r];
         b.phi[own_start + line] = (b.step + 1 == b.ran[p.item] ? b.arriving[own_start + line] : 0.0) - sum;
     }
 }
 
-// gamma_(t-1) = -sum_i R_ij phi_i. The own lines are columns. Without the 1 the assembler spills 136 bytes on sm_120, to have
-// three blocks on a multiprocessor instead of two.
+// gamma_(t-1) = -sum_i R_ij phi_i. The own lines are columns.
 template <class C>
-__global__ void __launch_bounds__(THREADS, 1) columns_back_kernel(StepBack b) {
-    const Place p(blockIdx.x, b.tiles, b.pair.heads);
+__global__ void __launch_bounds__(THREADS, 2) columns_back_kernel(const __grid_constant__ StepBack b) {
+    const Place p = place_of<C>(blockIdx.x, b.tiles, b.pair.heads);
     if (b.step >= b.ran[p.item]) return;
     const int64_t own_start = p.item * b.pair.own_size, other_start = p.item * b.pair.other_size;
-    double potential[MINE], sums[MINE] = {};
-    own_values(b.before + own_start, p.first, b.pair.own_size, -infinity(), potential);
-    for (int64_t first = 0; first < b.pair.other_size; first += TILE) {
-        C tile[MINE][MINE];
-        double f[MINE], log_mass[MINE], phi[MINE];
-        score_tile(b.pair, p, first, b.before + own_start, b.f + other_start, tile);
-        other_values(b.f + other_start, first, b.pair.other_size, -infinity(), f);
-        other_values(b.log_row_mass + other_start, first, b.pair.other_size, 0, log_mass);
-        other_values(b.phi + other_start, first, b.pair.other_size, 0, phi);
-#pragma unroll
-        for (int r = 0; r < MINE; ++r)
-#pragma unroll
-            for (int c = 0; c < MINE; ++c) {
-                if (!finite(potential[r]) || !finite(f[c])) continue;
-                const double x = double(tile[r][c]) * b.pair.scale + potential[r] + (f[c] - log_mass[c]);
-                sums[r] += double(exponential(x < 0 ? x : 0.0, C(0))) * phi[c];
-            }
+    const Potentials potentials{b.before + own_start, b.f + other_start};
+    double potential[MINE<C>], sums[MINE<C>] = {};
+    own_values<C>(potentials.own, p.first, b.pair.own_size, -infinity(), potential);
+    for (int64_t first = 0; first < b.pair.other_size; first += TILE<C>) {
+        Tile<C> tile;
+        double by_row[MINE<C>], phi[MINE<C>];
+        score_tile(b.pair, p, first, potentials, tile);
+        differences<C>(potentials.other, b.log_row_mass + other_start, first, b.pair.other_size, by_row);
+        other_values<C>(b.phi + other_start, first, b.pair.other_size, 0, phi);
+        for_pairs<C>([&](int r, int c) {
+            if (!finite(potential[r]) || !finite(by_row[c])) return;
+            const double x = double(tile[r][c]) * b.pair.scale + potential[r] + by_row[c];
+            sums[r] += double(exponential(x < 0 ? x : 0.0, C(0))) * phi[c];
+        });
     }
 #pragma unroll
-    for (int r = 0; r < MINE; ++r) {
+    for (int r = 0; r < MINE<C>; ++r) {
         const double sum = over_others(sums[r]);
-        const int64_t line = p.first + own_line(r);
+        const int64_t line = p.first + own_line<C>(r);
         if (threadIdx.x % LANES == 0 && line < b.pair.own_size) b.gamma_before[own_start + line] = -sum;
     }
 }
@@ -183,8 +189,8 @@ public:
         Slope by_rows = slope(true), by_columns = slope(false);
         const bool moved = by_rows.moved_own.data != nullptr;
         if (moved) {
-            sums<C>("transport_slope_sums", by_rows, m_.items, nullptr, nullptr, nullptr, m_.phi_sums, stream_);
-            sums<C>("transport_slope_sums", by_columns, m_.items, nullptr, nullptr, nullptr, m_.gamma_sums, stream_);
+            sums<C, true>("transport_slope_sums", by_rows, m_.items, nullptr, nullptr, nullptr, m_.phi_sums, stream_);
+            sums<C, true>("transport_slope_sums", by_columns, m_.items, nullptr, nullptr, nullptr, m_.gamma_sums, stream_);
         }
         arrive(moved ? m_.phi_sums : nullptr, a_.grad_row, m_.live_rows, nullptr, a_.rows, m_.rows, m_.arriving);
         const int* ran = a_.unrolled ? a_.count : nullptr;
@@ -226,7 +232,7 @@ private:
         h.before = m_.live_rows;
         h.mass = a_.row_mass;
         h.mass_step = a_.row_mass_step;
-        h.tiles = tiles_of(a_.rows);
+        h.tiles = tiles_of<C>(a_.rows);
         if (!a_.unrolled) {
             h.given = last_columns();
             h.top = m_.top;
@@ -246,7 +252,7 @@ private:
         c.mass_step = a_.column_mass_step;
         c.top = m_.top;
         c.share = m_.share;
-        c.tiles = tiles_of(a_.columns);
+        c.tiles = tiles_of<C>(a_.columns);
         half_step<C>("transport_columns", c, m_.items, stream_);
     }
 
@@ -288,12 +294,12 @@ private:
             b.phi = m_.phi + step * m_.rows;
             b.gamma = m_.gamma + step * m_.columns;
             b.pair = rows_;
-            b.tiles = tiles_of(a_.rows);
+            b.tiles = tiles_of<C>(a_.rows);
             launch("transport_rows_back", rows_back_kernel<C>, {unsigned(m_.items * b.tiles), THREADS, 0, stream_}, b);
             if (step == 0) break;
             b.gamma_before = b.gamma - m_.columns;
             b.pair = columns_;
-            b.tiles = tiles_of(a_.columns);
+            b.tiles = tiles_of<C>(a_.columns);
             launch("transport_columns_back", columns_back_kernel<C>, {unsigned(m_.items * b.tiles), THREADS, 0, stream_}, b);
         }
     }
@@ -314,17 +320,15 @@ private:
             m.out = a_.tokens_grad;
             if (a_.grad_aligned) {
                 m.values = incoming();
-                move<C>("transport_tokens_gradient", m, stream_);
+                move<C, false>("transport_tokens_gradient", m, stream_);
                 m.adds = true;
             }
-            m.by_slope = true;
             m.values = supports;
             if (a_.squared_distance) m.lines = tokens;
-            move<C>("transport_tokens_gradient", m, stream_);
+            move<C, true>("transport_tokens_gradient", m, stream_);
         }
         if (!a_.reference_grad) return;
         m.slope = by_columns;
-        m.by_slope = true;
         m.adds = false;
         m.over = Over::batch;
         m.values = tokens;
@@ -342,10 +346,10 @@ private:
 
 ChipBackward chip_of(const TransportArguments& a, int64_t own_rows) {
     ChipBackward c{};
-    static_cast<ChipProblem&>(c) = chip_problem(a, own_rows);
+    static_cast<ChipProblem&>(c) = chip_problem(a, own_rows, a.scores_grad, computed_type(a.type));
     c.history = a.history;
     c.count = a.count;
-    c.grad_plan = a.grad_plan;
+    c.grad_plan = matrix_of(a.grad_plan, true, a.type);
     c.grad_row = a.grad_row;
     c.grad_column = a.grad_column;
     c.scores_grad = a.scores_grad;
@@ -362,7 +366,8 @@ size_t backward(const TransportArguments& a, const OnDevice* device) {
     }
     const ChipPlan on_chip = a.unrolled && a.scores.data ? chip_plan<C>(a.rows, a.columns, true, *device) : ChipPlan{};
     if (m.items && on_chip.cluster)
-        backward_on_chip<C>(chip_of(a, on_chip.own_rows), on_chip, m.items, device->stream());
+        launch_on_chip("transport_back_on_chip", chip_back_kernel<C, 16>, chip_back_kernel<C, MOST_REGISTERS<C>>,
+                       chip_of(a, on_chip.own_rows), on_chip, m.items, device->stream());
     else if (m.items)
         Backward<C>(a, m, device->stream()).run(workspace);
     return workspace.used();
@@ -376,9 +381,7 @@ void transport_backward(const TransportArguments& a) {
 }
 
 size_t transport_backward_workspace(const TransportArguments& a) {
-    size_t bytes = 0;
-    for_computed(a.type, [&](auto zero) { bytes = backward<decltype(zero)>(a, nullptr); });
-    return bytes;
+    return for_computed(a.type, [&](auto zero) { return backward<decltype(zero)>(a, nullptr); });
 }
 
 }  // namespace prosma::cuda

@@ -23,9 +23,9 @@ constexpr int MOST_CLUSTER = 8;
 constexpr double SMALLEST_SUM = 1e-20;
 
 struct ChipProblem {
-    Matrices scores;                  // (B, rows, columns); absent where tokens make the scores
     DataType type;                    // of the scores, and of the plan
     Pairing pair;                     // of which the own lines are rows
+    bool wide;                        // rows of the result can be written MINE numbers at a time
     int64_t rows, columns, own_rows;  // own_rows: of a block
     const double *row_mass, *column_mass;
     int64_t row_mass_step, column_mass_step, keep;
@@ -95,7 +95,7 @@ protected:
         for (int64_t j = threadIdx.x; j < m_.length; j += THREADS)
             m_.g[j] = j < c_.columns && column_mass[j] > 0 ? 0.0 : -infinity();
         __syncthreads();
-        if (c_.scores.data)
+        if (!c_.pair.other.data)
             load_scores();
         else
             make_scores();
@@ -103,29 +103,32 @@ protected:
     }
 
     __device__ void load_scores() {
-        const int64_t start = batch_ * c_.scores.strides[0] + first_ * c_.scores.strides[1];
+        const Operand& scores = c_.pair.own;
+        const int64_t start = batch_ * scores.batch + first_ * scores.line;
         for (int64_t i = warp_; i < rows_; i += CHIP_WARPS)
-            for (int64_t j = lane_; j < m_.length; j += WARP) {
-                const bool inside = finite(m_.f[i]) && finite(m_.g[j]);
-                const int64_t at = start + i * c_.scores.strides[1] + j * c_.scores.strides[2];
-                m_.scores[i * m_.length + j] = inside ? number<C>(c_.scores.data, c_.type, at) : C(0);
+            for (int64_t j = lane_ * MINE<C>; j < m_.length; j += WARP * MINE<C>) {
+                const unsigned wanted = finite(m_.f[i]) ? live_lines<C>(m_.g, j, c_.columns) : 0;
+                C run[MINE<C>];
+                load_run(scores, start + i * scores.line + j * scores.feature, false, wanted, run);
+                store_run<C>(m_.scores, i * m_.length + j, run, MINE<C>, true);
             }
     }
 
     __device__ void make_scores() {
         Operand own = c_.pair.own;
         own.start = first_ * own.line;
-        for (int64_t i = 0; i < rows_; i += TILE)
-            for (int64_t j = 0; j < c_.columns; j += TILE) {
-                C tile[MINE][MINE];
-                product_tile(own, c_.pair.other, Place(batch_, item_ % c_.pair.heads, c_.pair.heads, i), j, rows_, c_.columns,
-                             m_.f, m_.g, c_.pair.depth, c_.pair.distance, tile);
+        if (own.along_lines && first_ % MINE<C>) own.wide = false;
+        const int64_t head = item_ % c_.pair.heads;
+        for (int64_t i = 0; i < rows_; i += TILE<C>)
+            for (int64_t j = 0; j < c_.columns; j += TILE<C>) {
+                Tile<C> tile;
+                product_tile(own, c_.pair.other, {batch_, head, item_, i}, j, rows_, c_.columns, {m_.f, m_.g}, c_.pair.depth,
+                             c_.pair.distance, tile);
+                const int64_t row = i + own_line<C>(0), column = j + other_line<C>(0);
 #pragma unroll
-                for (int r = 0; r < MINE; ++r)
-#pragma unroll
-                    for (int k = 0; k < MINE; ++k)
-                        if (i + own_line(r) < rows_ && j + other_line(k) < m_.length)
-                            m_.scores[(i + own_line(r)) * m_.length + j + other_line(k)] = tile[r][k];
+                for (int r = 0; r < MINE<C>; ++r)
+                    if (row + r < rows_)
+                        store_run<C>(m_.scores, (row + r) * m_.length + column, tile[r], inside<C>(column, m_.length), true);
             }
         // The columns that fill a row up.
         for (int64_t i = warp_; i < rows_; i += CHIP_WARPS)
@@ -346,11 +349,16 @@ private:
         if (!c_.plan) return;
         const int64_t start = (item_ * c_.rows + first_) * c_.columns;
         for (int64_t i = warp_; i < rows_; i += CHIP_WARPS)
-            for (int64_t j = lane_; j < c_.columns; j += WARP) {
-                const double x = (double(m_.scores[i * m_.length + j]) * c_.pair.scale + f[i]) - m_.top[j];
-                const bool live = finite(f[i]) && finite(m_.top[j]);
-                const C entry = live ? exponential(x < 0 ? x : 0.0, C(0)) * C(m_.share[j]) : C(0);
-                put<C>(c_.plan, c_.type, start + i * c_.columns + j, entry);
+            for (int64_t j = lane_ * MINE<C>; j < c_.columns; j += WARP * MINE<C>) {
+                const auto scores = load_shared<MINE<C>>(m_.scores + i * m_.length + j);
+                C entries[MINE<C>];
+#pragma unroll
+                for (int k = 0; k < MINE<C>; ++k) {
+                    const double x = (double(scores[k]) * c_.pair.scale + f[i]) - m_.top[j + k];
+                    const bool live = finite(f[i]) && finite(m_.top[j + k]);
+                    entries[k] = live ? exponential(x < 0 ? x : 0.0, C(0)) * C(m_.share[j + k]) : C(0);
+                }
+                store_run(c_.plan, c_.type, start + i * c_.columns + j, entries, inside<C>(j, c_.columns), c_.wide);
             }
     }
 
@@ -368,14 +376,14 @@ struct ChipPlan {
     int64_t own_rows = 0, bytes = 0;
 };
 
-// Of a row, what a warp has registers for.
+// Columns of a lane that a warp has registers for.
 template <class C>
-constexpr int64_t MOST_CHIP_COLUMNS = (sizeof(C) == 8 ? 16 : 32) * WARP;
+constexpr int MOST_REGISTERS = sizeof(C) == 8 ? 16 : 32;
 
 template <class C>
 ChipPlan chip_plan(int64_t rows, int64_t columns, bool with_slope, const OnDevice& device) {
     ChipPlan plan;
-    if (columns > MOST_CHIP_COLUMNS<C>) return plan;
+    if (columns > MOST_REGISTERS<C> * WARP) return plan;
     int cluster = 1;
     while (device.has_clusters() && cluster < MOST_CLUSTER && rows > cluster * CHIP_WARPS) cluster *= 2;
     const int64_t own_rows = ceil_div(rows, cluster);
@@ -385,17 +393,17 @@ ChipPlan chip_plan(int64_t rows, int64_t columns, bool with_slope, const OnDevic
     return {cluster, own_rows, memory.bytes};
 }
 
-inline ChipProblem chip_problem(const TransportArguments& a, int64_t own_rows) {
-    return {a.scores,   a.type,        pairing(a, a.scores, true), a.rows,             a.columns, own_rows,
+// `to`: what has the shape of the scores among the results.
+inline ChipProblem chip_problem(const TransportArguments& a, int64_t own_rows, const void* to, DataType type) {
+    return {a.type,     pairing(a, a.scores, true), in_groups(to, type, {a.columns}), a.rows,            a.columns, own_rows,
             a.row_mass, a.column_mass, a.row_mass_step,            a.column_mass_step, a.keep,    a.epsilon};
 }
 
-template <class C>
-void forward_on_chip(const ChipForward& chip, const ChipPlan& plan, int64_t items, cudaStream_t stream) {
-    auto kernel = chip_kernel<C, 16>;
-    if constexpr (sizeof(C) == 4)
-        if (chip.columns > 16 * WARP) kernel = chip_kernel<C, 32>;
-    launch("transport_on_chip", kernel,
+// `narrow` and `broad` have registers for 16 and for 32 columns a lane.
+template <class Problem>
+void launch_on_chip(const char* name, void (*narrow)(Problem), void (*broad)(Problem), const Problem& chip, const ChipPlan& plan,
+                    int64_t items, cudaStream_t stream) {
+    launch(name, chip.columns > 16 * WARP ? broad : narrow,
            {unsigned(items * plan.cluster), THREADS, size_t(plan.bytes), stream, unsigned(plan.cluster)}, chip);
 }
 

@@ -14,7 +14,7 @@ namespace prosma::cuda {
 struct ChipBackward : ChipProblem {
     const double* history;
     const int32_t* count;
-    Matrices grad_plan;                  // may be absent, as the next two
+    Operand grad_plan;                   // may be absent, as the next two
     const void *grad_row, *grad_column;  // of the type that is computed in
     void* scores_grad;
 };
@@ -106,7 +106,7 @@ private:
         for (int64_t j = threadIdx.x; j < m_.length; j += THREADS) log_mass_[j] = finite(m_.g[j]) ? log(column_mass(j)) : 0.0;
         __syncthreads();
         C sums[REGISTERS] = {};
-        const int64_t* strides = c_.grad_plan.strides;
+        const Operand& grad = c_.grad_plan;
         for (int64_t i = warp_; i < rows_; i += CHIP_WARPS) {
             C shares[REGISTERS], total = 0;
             double f = 0;
@@ -116,10 +116,10 @@ private:
                 if (k >= steps()) break;
                 const int64_t j = lane_ + k * WARP;
                 C slope = 0;
-                if (live && c_.grad_plan.data && finite(m_.share[j])) {
-                    const int64_t at = batch_ * strides[0] + (first_ + i) * strides[1] + j * strides[2];
-                    const C incoming = number<C>(c_.grad_plan.data, c_.type, at);
-                    slope = share_of_column(i, k, f) * C(column_mass(j) * c_.pair.scale) * incoming;
+                if (live && grad.data && finite(m_.share[j])) {
+                    C incoming[1];
+                    load_run(grad, batch_ * grad.batch + (first_ + i) * grad.line + j * grad.feature, false, 1, incoming);
+                    slope = share_of_column(i, k, f) * C(column_mass(j) * c_.pair.scale) * incoming[0];
                 }
                 m_.slope[i * m_.length + j] = slope;
                 sums[k] += slope;
@@ -170,7 +170,10 @@ private:
         __syncthreads();
         C* to = static_cast<C*>(c_.scores_grad) + (item_ * c_.rows + first_) * c_.columns;
         for (int64_t i = warp_; i < rows_; i += CHIP_WARPS)
-            for (int64_t j = lane_; j < c_.columns; j += WARP) to[i * c_.columns + j] = m_.slope[i * m_.length + j];
+            for (int64_t j = lane_ * MINE<C>; j < c_.columns; j += WARP * MINE<C>) {
+                const auto slope = load_shared<MINE<C>>(m_.slope + i * m_.length + j);
+                store_run<C>(to, i * c_.columns + j, slope.values, inside<C>(j, c_.columns), c_.wide);
+            }
     }
 
     const ChipBackward& c_;
@@ -180,15 +183,6 @@ private:
 template <class C, int REGISTERS>
 __global__ void __launch_bounds__(THREADS, 1) chip_back_kernel(const __grid_constant__ ChipBackward c) {
     BackwardOnChip<C, REGISTERS>(c).run();
-}
-
-template <class C>
-void backward_on_chip(const ChipBackward& chip, const ChipPlan& plan, int64_t items, cudaStream_t stream) {
-    auto kernel = chip_back_kernel<C, 16>;
-    if constexpr (sizeof(C) == 4)
-        if (chip.columns > 16 * WARP) kernel = chip_back_kernel<C, 32>;
-    launch("transport_back_on_chip", kernel,
-           {unsigned(items * plan.cluster), THREADS, size_t(plan.bytes), stream, unsigned(plan.cluster)}, chip);
 }
 
 }  // namespace prosma::cuda

@@ -42,12 +42,13 @@ struct Memory {
     double *rows[2], *columns, *last_rows, *top, *share, *errors;
     int* done;
 
-    Memory(Workspace& w, const TransportArguments& a) {
+    template <class C>
+    Memory(Workspace& w, const TransportArguments& a, C) {
         const int64_t items = a.batch * a.heads;
         for (double*& row : rows) row = w.take<double>(items * a.rows);
         last_rows = w.take<double>(items * a.rows);
         for (double** column : {&columns, &top, &share}) *column = w.take<double>(items * a.columns);
-        errors = w.take<double>(items * tiles_of(a.rows));
+        errors = w.take<double>(items * tiles_of<C>(a.rows));
         done = w.take<int>(items);
     }
 };
@@ -75,8 +76,8 @@ void iterate(const TransportArguments& a, const Memory& m, cudaStream_t stream) 
     of_columns.history = a.history;
     of_columns.keep = a.keep;
     of_columns.epsilon = a.epsilon;
-    of_rows.tiles = tiles_of(a.rows);
-    of_columns.tiles = tiles_of(a.columns);
+    of_rows.tiles = tiles_of<C>(a.rows);
+    of_columns.tiles = tiles_of<C>(a.columns);
     for (int64_t step = 0; step < a.iterations; ++step) {
         of_rows.before = m.rows[(step + 1) % 2];
         of_rows.found = m.rows[step % 2];
@@ -102,7 +103,7 @@ void finish(const TransportArguments& a, const Memory& m, cudaStream_t stream) {
 
 ChipForward chip_of(const TransportArguments& a, const Memory& m, int64_t own_rows) {
     ChipForward c{};
-    static_cast<ChipProblem&>(c) = chip_problem(a, own_rows);
+    static_cast<ChipProblem&>(c) = chip_problem(a, own_rows, a.plan, a.type);
     c.iterations = a.iterations;
     c.tolerance = a.tolerance;
     c.plan = a.plan;
@@ -119,13 +120,14 @@ ChipForward chip_of(const TransportArguments& a, const Memory& m, int64_t own_ro
 template <class C>
 size_t forward(const TransportArguments& a, const OnDevice* device) {
     Workspace workspace(a.workspace);
-    const Memory m(workspace, a);
+    const Memory m(workspace, a, C(0));
     const int64_t items = a.batch * a.heads;
     if (!device || !items) return workspace.used();
     const cudaStream_t stream = device->stream();
     const ChipPlan on_chip = chip_plan<C>(a.rows, a.columns, false, *device);
     if (on_chip.cluster) {
-        forward_on_chip<C>(chip_of(a, m, on_chip.own_rows), on_chip, items, stream);
+        launch_on_chip("transport_on_chip", chip_kernel<C, 16>, chip_kernel<C, MOST_REGISTERS<C>>,
+                       chip_of(a, m, on_chip.own_rows), on_chip, items, stream);
     } else {
         iterate<C>(a, m, stream);
         finish<C>(a, m, stream);
@@ -141,7 +143,7 @@ size_t forward(const TransportArguments& a, const OnDevice* device) {
         moved.width = a.depth;
         moved.batch = a.batch;
         moved.out = a.aligned;
-        move<C>("transport_align", moved, stream);
+        move<C, false>("transport_align", moved, stream);
     }
     return workspace.used();
 }
@@ -154,9 +156,7 @@ void transport_forward(const TransportArguments& a) {
 }
 
 size_t transport_forward_workspace(const TransportArguments& a) {
-    size_t bytes = 0;
-    for_computed(a.type, [&](auto zero) { bytes = forward<decltype(zero)>(a, nullptr); });
-    return bytes;
+    return for_computed(a.type, [&](auto zero) { return forward<decltype(zero)>(a, nullptr); });
 }
 
 }  // namespace prosma::cuda

@@ -136,7 +136,7 @@ Solution solve(Workspace& workspace, const TransportArguments& a, const Slope& b
     plan_columns.pair = by_columns.pair;
     plan_rows.plan = plan_columns.plan = by_rows.plan;
     const auto product = [&](const Slope& s, const double* vector, const double* divisor, const int* done, double* to) {
-        sums<C>("transport_plan_product", s, items, vector, divisor, done, to, stream);
+        sums<C, false>("transport_plan_product", s, items, vector, divisor, done, to, stream);
     };
     const auto per_row = [&](auto kernel) {
         launch("transport_solve_rows", kernel, {unsigned(ceil_div(rows, THREADS)), THREADS, 0, stream}, v, rows);

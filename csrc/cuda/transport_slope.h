@@ -31,8 +31,7 @@ struct Slope {
 };
 
 template <class C>
-__device__ void take_back(const Slope& s, const Place& p, int64_t first_other, const C (&scores)[MINE][MINE],
-                          C (&slope)[MINE][MINE]) {
+__device__ __forceinline__ void take_back(const Slope& s, const Place& p, int64_t first_other, Tile<C>& scores, Tile<C>& slope) {
     const Unrolled& u = s.unrolled;
     const bool own_rows = s.pair.own_rows;
     const int64_t rows = own_rows ? s.pair.own_size : s.pair.other_size, columns = own_rows ? s.pair.other_size : s.pair.own_size;
@@ -57,216 +56,251 @@ __device__ void take_back(const Slope& s, const Place& p, int64_t first_other, c
                 weight = u.gamma[of_columns + line];
             }
         };
-        double own_by_column[MINE], own_by_row[MINE], own_weight[MINE], by_column[MINE], by_row[MINE], weight[MINE];
+        double own_by_column[MINE<C>], own_by_row[MINE<C>], own_weight[MINE<C>];
+        double by_column[MINE<C>], by_row[MINE<C>], weight[MINE<C>];
 #pragma unroll
-        for (int k = 0; k < MINE; ++k) {
-            of_line(own_rows, p.first + own_line(k), s.pair.own_size, own_by_column[k], own_by_row[k], own_weight[k]);
-            of_line(!own_rows, first_other + other_line(k), s.pair.other_size, by_column[k], by_row[k], weight[k]);
+        for (int k = 0; k < MINE<C>; ++k) {
+            of_line(own_rows, p.first + own_line<C>(k), s.pair.own_size, own_by_column[k], own_by_row[k], own_weight[k]);
+            of_line(!own_rows, first_other + other_line<C>(k), s.pair.other_size, by_column[k], by_row[k], weight[k]);
         }
-#pragma unroll
-        for (int r = 0; r < MINE; ++r)
-#pragma unroll
-            for (int c = 0; c < MINE; ++c) {
-                const double x = double(scores[r][c]) * s.pair.scale;
-                const double of_p = x + own_by_column[r] + by_column[c], of_r = x + own_by_row[r] + by_row[c];
-                const C share_p = exponential(of_p < 0 ? of_p : 0.0, C(0)), share_r = exponential(of_r < 0 ? of_r : 0.0, C(0));
-                const double gamma = own_rows ? weight[c] : own_weight[r], phi = own_rows ? own_weight[r] : weight[c];
-                slope[r][c] -= share_p * C(gamma) + share_r * C(phi);
-            }
+        for_pairs<C>([&](int r, int c) {
+            const double x = double(scores[r][c]) * s.pair.scale;
+            const double of_p = x + own_by_column[r] + by_column[c], of_r = x + own_by_row[r] + by_row[c];
+            const C share_p = exponential(of_p < 0 ? of_p : 0.0, C(0)), share_r = exponential(of_r < 0 ? of_r : 0.0, C(0));
+            const double gamma = own_rows ? weight[c] : own_weight[r], phi = own_rows ? own_weight[r] : weight[c];
+            slope[r][c] -= share_p * C(gamma) + share_r * C(phi);
+        });
     }
 }
 
-// T and dS; without `with_slope` T alone.
+// dT.
 template <class C>
-__device__ void slope_tile(const Slope& s, const Place& p, int64_t first_other, bool with_slope, C (&plan)[MINE][MINE],
-                           C (&slope)[MINE][MINE]) {
-    C scores[MINE][MINE];
-    plan_tile(s.pair, s.plan, p, first_other, scores, plan);
-    if (!with_slope) return;
-    const bool added_own = s.plan.added_to_rows == s.pair.own_rows;
-    const double* own = (added_own ? s.plan.added : s.plan.top) + p.item * s.pair.own_size;
-    const double* other = (added_own ? s.plan.top : s.plan.added) + p.item * s.pair.other_size;
-    if (!s.moved_own.data) {
-#pragma unroll
-        for (int r = 0; r < MINE; ++r)
-#pragma unroll
-            for (int c = 0; c < MINE; ++c) slope[r][c] = 0;
-    } else if (s.moved_other.data) {
-        product_tile(s.moved_own, s.moved_other, p, first_other, s.pair.own_size, s.pair.other_size, own, other, s.width, false,
-                        slope);
-    } else {
-        matrix_tile(s.moved_own, p, first_other, s.pair.own_size, s.pair.other_size, own, other, slope);
-    }
+__device__ __forceinline__ void arriving_tile(const Slope& s, const Place& p, int64_t first_other, Tile<C>& arriving) {
+    const Potentials potentials = potentials_of(s.pair, s.plan, p);
+    if (!s.moved_own.data)
+        for_pairs<C>([&](int r, int c) { arriving[r][c] = 0; });
+    else if (s.moved_other.data)
+        product_tile(s.moved_own, s.moved_other, p, first_other, s.pair.own_size, s.pair.other_size, potentials, s.width, false,
+                     arriving);
+    else
+        matrix_tile(s.moved_own, p, first_other, s.pair.own_size, s.pair.other_size, potentials, arriving);
+}
+
+// dS of entries that are T.
+template <class C>
+__device__ __forceinline__ void make_slope(const Slope& s, const Place& p, int64_t first_other, Tile<C>& scores,
+                                           Tile<C>& entries) {
+    Tile<C> arriving;
+    arriving_tile(s, p, first_other, arriving);
     const C scale = C(s.pair.scale);
-#pragma unroll
-    for (int r = 0; r < MINE; ++r)
-#pragma unroll
-        for (int c = 0; c < MINE; ++c) slope[r][c] *= plan[r][c] * scale;
     if (s.alpha) {
         // Between parts of the plan that share little both are large, and nearly opposite.
-        double of_own[MINE], of_other[MINE];
+        double of_own[MINE<C>], of_other[MINE<C>];
         const double *own_taken = s.pair.own_rows ? s.alpha : s.beta, *other_taken = s.pair.own_rows ? s.beta : s.alpha;
-        own_values(own_taken + p.item * s.pair.own_size, p.first, s.pair.own_size, 0, of_own);
-        other_values(other_taken + p.item * s.pair.other_size, first_other, s.pair.other_size, 0, of_other);
-#pragma unroll
-        for (int r = 0; r < MINE; ++r)
-#pragma unroll
-            for (int c = 0; c < MINE; ++c) slope[r][c] = C(double(slope[r][c]) - double(plan[r][c]) * (of_own[r] + of_other[c]));
+        own_values<C>(own_taken + p.item * s.pair.own_size, p.first, s.pair.own_size, 0, of_own);
+        other_values<C>(other_taken + p.item * s.pair.other_size, first_other, s.pair.other_size, 0, of_other);
+        for_pairs<C>([&](int r, int c) {
+            const C slope = arriving[r][c] * (entries[r][c] * scale);
+            entries[r][c] = C(double(slope) - double(entries[r][c]) * (of_own[r] + of_other[c]));
+        });
+    } else {
+        for_pairs<C>([&](int r, int c) { entries[r][c] *= arriving[r][c] * scale; });
     }
-    if (s.unrolled.items) take_back(s, p, first_other, scores, slope);
+    if (s.unrolled.items) take_back(s, p, first_other, scores, entries);
 }
 
-// sums_i = sum_j of T * dT / epsilon, or of T_ij vector_j, over `divisor` where there is one.
-template <class C>
-__global__ void __launch_bounds__(THREADS) sums_kernel(Slope s, const double* vector, const double* divisor, const int* done,
-                                                       double* sums, int64_t tiles) {
-    const Place p(blockIdx.x, tiles, s.pair.heads);
+// T, or dS.
+template <bool OF_SLOPE, class C>
+__device__ __forceinline__ void entries_tile(const Slope& s, const Place& p, int64_t first_other, Tile<C>& entries) {
+    Tile<C> scores;
+    plan_tile(s.pair, s.plan, p, first_other, scores, entries);
+    if constexpr (OF_SLOPE) make_slope(s, p, first_other, scores, entries);
+}
+
+// sums_i = sum_j of dS, or of T_ij, times vector_j where there is one, over `divisor` where there is one.
+template <class C, bool OF_SLOPE>
+__global__ void __launch_bounds__(THREADS, 1) sums_kernel(const __grid_constant__ Slope s, const double* vector,
+                                                          const double* divisor, const int* done, double* sums, int64_t tiles) {
+    const Place p = place_of<C>(blockIdx.x, tiles, s.pair.heads);
     if (done && done[p.item]) return;
-    double total[MINE] = {};
-    for (int64_t first = 0; first < s.pair.other_size; first += TILE) {
-        C plan[MINE][MINE], slope[MINE][MINE];
-        slope_tile(s, p, first, s.moved_own.data != nullptr, plan, slope);
-        double weights[MINE];
+    double total[MINE<C>] = {};
+    for (int64_t first = 0; first < s.pair.other_size; first += TILE<C>) {
+        Tile<C> entries;
+        entries_tile<OF_SLOPE>(s, p, first, entries);
+        double weights[MINE<C>];
 #pragma unroll
-        for (int c = 0; c < MINE; ++c) weights[c] = 1;
-        if (vector) other_values(vector + p.item * s.pair.other_size, first, s.pair.other_size, 0, weights);
-#pragma unroll
-        for (int r = 0; r < MINE; ++r)
-#pragma unroll
-            for (int c = 0; c < MINE; ++c) total[r] += s.moved_own.data ? double(slope[r][c]) : double(plan[r][c]) * weights[c];
+        for (int c = 0; c < MINE<C>; ++c) weights[c] = 1;
+        if (vector) other_values<C>(vector + p.item * s.pair.other_size, first, s.pair.other_size, 0, weights);
+        for_pairs<C>([&](int r, int c) { total[r] += double(entries[r][c]) * weights[c]; });
     }
 #pragma unroll
-    for (int r = 0; r < MINE; ++r) {
+    for (int r = 0; r < MINE<C>; ++r) {
         const double sum = over_others(total[r]);
-        const int64_t line = p.first + own_line(r), at = p.item * s.pair.own_size + line;
+        const int64_t line = p.first + own_line<C>(r), at = p.item * s.pair.own_size + line;
         if (threadIdx.x % LANES || line >= s.pair.own_size) continue;
         sums[at] = !divisor ? sum : divisor[at] > 0 ? sum / divisor[at] : 0;
     }
 }
 
-template <class C>
+template <class C, bool OF_SLOPE>
 void sums(const char* name, const Slope& s, int64_t items, const double* vector, const double* divisor, const int* done, double* to,
           cudaStream_t stream) {
-    const int64_t tiles = tiles_of(s.pair.own_size);
-    launch(name, sums_kernel<C>, {unsigned(items * tiles), THREADS, 0, stream}, s, vector, divisor, done, to, tiles);
+    const int64_t tiles = tiles_of<C>(s.pair.own_size);
+    launch(name, sums_kernel<C, OF_SLOPE>, {unsigned(items * tiles), THREADS, 0, stream}, s, vector, divisor, done, to, tiles);
 }
 
 // The plan, in the type of the scores, or dS, in the type that is computed in; both contiguous. The own lines are rows.
-template <class C, bool SLOPE>
-__global__ void __launch_bounds__(THREADS) write_kernel(Slope s, void* to, DataType type, int64_t tiles, int64_t other_tiles) {
-    const Place p(blockIdx.x / other_tiles, tiles, s.pair.heads);
-    const int64_t first = blockIdx.x % other_tiles * TILE;
-    C plan[MINE][MINE], slope[MINE][MINE];
-    slope_tile(s, p, first, SLOPE, plan, slope);
+template <class C, bool OF_SLOPE>
+__global__ void __launch_bounds__(THREADS, 1) write_kernel(const __grid_constant__ Slope s, void* to, DataType type, bool wide,
+                                                           int64_t tiles, int64_t other_tiles) {
+    const Place p = place_of<C>(blockIdx.x / unsigned(other_tiles), tiles, s.pair.heads);
+    const int64_t first = int64_t(blockIdx.x % unsigned(other_tiles)) * TILE<C>;
+    Tile<C> entries;
+    entries_tile<OF_SLOPE>(s, p, first, entries);
+    const int64_t i = p.first + own_line<C>(0), j = first + other_line<C>(0);
 #pragma unroll
-    for (int r = 0; r < MINE; ++r)
-#pragma unroll
-        for (int c = 0; c < MINE; ++c) {
-            const int64_t i = p.first + own_line(r), j = first + other_line(c);
-            if (i < s.pair.own_size && j < s.pair.other_size)
-                put<C>(to, type, (p.item * s.pair.own_size + i) * s.pair.other_size + j, SLOPE ? slope[r][c] : plan[r][c]);
-        }
+    for (int r = 0; r < MINE<C>; ++r)
+        if (i + r < s.pair.own_size)
+            store_run(to, type, (p.item * s.pair.own_size + i + r) * s.pair.other_size + j, entries[r],
+                      inside<C>(j, s.pair.other_size), wide);
 }
 
-template <class C, bool SLOPE>
+template <class C, bool OF_SLOPE>
 void write(const char* name, const Slope& s, int64_t items, void* to, DataType type, cudaStream_t stream) {
-    const int64_t tiles = tiles_of(s.pair.own_size), other_tiles = tiles_of(s.pair.other_size);
-    launch(name, write_kernel<C, SLOPE>, {unsigned(items * tiles * other_tiles), THREADS, 0, stream}, s, to, type, tiles,
-           other_tiles);
+    const int64_t tiles = tiles_of<C>(s.pair.own_size), other_tiles = tiles_of<C>(s.pair.other_size);
+    launch(name, write_kernel<C, OF_SLOPE>, {unsigned(items * tiles * other_tiles), THREADS, 0, stream}, s, to, type,
+           in_groups(to, type, {s.pair.other_size}), tiles, other_tiles);
 }
-
-constexpr int WIDTH = 32;  // features that are moved at a time
-constexpr int ACROSS = WIDTH / LANES;
 
 enum class Over { nothing, heads, batch };
 
 struct Move {
     Slope slope;
-    bool by_slope = false;    // dS moves them, else the plan
     Operand values, lines;    // of the others; and of the own lines where distance is what counts
-    int64_t width = 0;
+    int64_t width = 0;        // features; a block has as many of them as lines
     Over over = Over::nothing;
     bool adds = false;        // to what stands there already
     int64_t batch = 0, parts = 1;  // of the batch, where results are sums over it: parts, heads
     void* out = nullptr;      // (results, lines, width), contiguous, of the type that is computed in
 };
 
+// Lines are padded so that what lies under one another is in different banks.
 template <class C>
-struct MoveShared {
-    C entries[TILE][TILE + 1];
-    C values[TILE][WIDTH];
-    C lines[TILE][WIDTH];
-};
+using MovedLines = C[TILE<C>][TILE<C> + MINE<C>];
 
 template <class C>
-__global__ void __launch_bounds__(THREADS) move_kernel(Move m, int64_t tiles, int64_t pieces) {
+struct MoveShared {
+    alignas(16) MovedLines<C> entries;  // of the plan or of dS, own lines by others
+    alignas(16) MovedLines<C> values;
+    alignas(16) MovedLines<C> lines;    // memory for it only where distance is what counts
+};
+
+// Features of a tile's lines.
+template <class C>
+__device__ __forceinline__ void load_lines(const Operand& o, const Place& p, int64_t first, int64_t size, const double* potentials,
+                                           int64_t feature, int64_t features, MovedLines<C>& to) {
+    constexpr int RUNS = TILE<C> / MINE<C>, NEIGHBOURS = 8;
+    const int64_t start = p.batch * o.batch + p.head * o.head;
+#pragma unroll 1
+    for (int at = int(threadIdx.x); at < TILE<C> * RUNS; at += THREADS) {
+        C run[MINE<C>];
+        if (o.along_lines) {
+            const int line = (at / NEIGHBOURS / TILE<C> * NEIGHBOURS + at % NEIGHBOURS) * MINE<C>, k = at / NEIGHBOURS % TILE<C>;
+            const unsigned wanted = feature + k < features ? live_lines<C>(potentials, first + line, size) : 0;
+            load_run(o, start + (first + line) * o.line + (feature + k) * o.feature, true, wanted, run);
+#pragma unroll
+            for (int i = 0; i < MINE<C>; ++i) to[line + i][k] = run[i];
+        } else {
+            const int line = at / RUNS, k = at % RUNS * MINE<C>;
+            const bool live = first + line < size && finite(potentials[first + line]);
+            load_run(o, start + (first + line) * o.line + (feature + k) * o.feature, false,
+                     live ? places<C>(feature + k, features) : 0, run);
+            store_run<C>(&to[line][k], 0, run, MINE<C>, true);
+        }
+    }
+}
+
+// out_i += sum_j entries_ij v_j, or entries_ij (v_j - x_i).
+template <bool DISTANCE, class C>
+__device__ __forceinline__ void add_moved(const MoveShared<C>& shared, Tile<C>& out) {
+    const int own = own_line<C>(0), feature = other_line<C>(0);
+#pragma unroll 1
+    for (int j = 0; j < TILE<C>; j += MINE<C>) {
+        Pack<C, MINE<C>> entries[MINE<C>];
+#pragma unroll
+        for (int r = 0; r < MINE<C>; ++r) entries[r] = load_shared<MINE<C>>(&shared.entries[own + r][j]);
+#pragma unroll
+        for (int i = 0; i < MINE<C>; ++i) {
+            const auto values = load_shared<MINE<C>>(&shared.values[j + i][feature]);
+            for_pairs<C>([&](int r, int k) {
+                if constexpr (DISTANCE)
+                    out[r][k] += entries[r][i] * (values[k] - shared.lines[own + r][feature + k]);
+                else
+                    out[r][k] += entries[r][i] * values[k];
+            });
+        }
+    }
+}
+
+template <class C, bool OF_SLOPE>
+__global__ void __launch_bounds__(THREADS, OF_SLOPE || sizeof(C) == 8 ? 1 : 2) move_kernel(const __grid_constant__ Move m, bool wide, int64_t tiles,
+                                                          int64_t pieces) {
     auto& shared = *dynamic_shared<MoveShared<C>>();
     const Slope& s = m.slope;
-    const int x = int(threadIdx.x) % LANES, heads = s.pair.heads;
-    const int64_t feature = int64_t(blockIdx.x) % pieces * WIDTH, tile = int64_t(blockIdx.x) / pieces % tiles;
-    const int64_t result = int64_t(blockIdx.x) / pieces / tiles;
-    const int64_t first_own = tile * TILE;
+    const unsigned heads = unsigned(s.pair.heads), result = blockIdx.x / unsigned(pieces) / unsigned(tiles);
+    const int64_t first_feature = int64_t(blockIdx.x % unsigned(pieces)) * TILE<C>;
+    const int64_t first_own = int64_t(blockIdx.x / unsigned(pieces) % unsigned(tiles)) * TILE<C>;
     const int64_t of_batch = (m.batch - result / heads + m.parts - 1) / m.parts;
     const int64_t terms = m.over == Over::nothing ? 1 : m.over == Over::heads ? heads : of_batch;
     const bool distance = m.lines.data != nullptr;
-    C out[MINE][ACROSS] = {};
+    Tile<C> out = {};
+#pragma unroll 1
     for (int64_t term = 0; term < terms; ++term) {
         const int64_t batch = m.over == Over::heads ? result : result / heads + (m.over == Over::batch ? term * m.parts : 0);
         const int64_t head = m.over == Over::heads ? term : result % heads;
-        const Place p(batch, head, heads, first_own);
-        const bool added_own = s.plan.added_to_rows == s.pair.own_rows;
-        const double* own = (added_own ? s.plan.added : s.plan.top) + p.item * s.pair.own_size;
-        const double* other = (added_own ? s.plan.top : s.plan.added) + p.item * s.pair.other_size;
-        const auto load_lines = [&](const Operand& o, int64_t first, int64_t size, const double* potentials, C(*to)[WIDTH]) {
-            for (int at = int(threadIdx.x); at < TILE * WIDTH; at += THREADS) {
-                const int line = at / WIDTH, k = at % WIDTH;
-                const bool inside = feature + k < m.width && takes_part(potentials, first + line, size);
-                const int64_t from = batch * o.batch + head * o.head + (first + line) * o.line + (feature + k) * o.feature;
-                to[line][k] = inside ? number<C>(o.data, o.type, from) : C(0);
-            }
-        };
+        const Place p{batch, head, batch * heads + head, first_own};
+        const Potentials potentials = potentials_of(s.pair, s.plan, p);
         __syncthreads();
-        if (distance) load_lines(m.lines, first_own, s.pair.own_size, own, shared.lines);
-        for (int64_t first = 0; first < s.pair.other_size; first += TILE) {
-            C plan[MINE][MINE], slope[MINE][MINE];
-            slope_tile(s, p, first, m.by_slope, plan, slope);
+        if (distance)
+            load_lines<C>(m.lines, p, first_own, s.pair.own_size, potentials.own, first_feature, m.width, shared.lines);
+#pragma unroll 1
+        for (int64_t first = 0; first < s.pair.other_size; first += TILE<C>) {
+            Tile<C> entries;
+            entries_tile<OF_SLOPE>(s, p, first, entries);
             __syncthreads();
 #pragma unroll
-            for (int r = 0; r < MINE; ++r)
-#pragma unroll
-                for (int c = 0; c < MINE; ++c) shared.entries[own_line(r)][other_line(c)] = m.by_slope ? slope[r][c] : plan[r][c];
-            load_lines(m.values, first, s.pair.other_size, other, shared.values);
+            for (int r = 0; r < MINE<C>; ++r)
+                store_run<C>(&shared.entries[own_line<C>(r)][other_line<C>(0)], 0, entries[r], MINE<C>, true);
+            load_lines<C>(m.values, p, first, s.pair.other_size, potentials.other, first_feature, m.width, shared.values);
             __syncthreads();
-#pragma unroll 2
-            for (int j = 0; j < TILE; ++j)
-#pragma unroll
-                for (int r = 0; r < MINE; ++r) {
-                    const C entry = shared.entries[own_line(r)][j];
-#pragma unroll
-                    for (int k = 0; k < ACROSS; ++k) {
-                        const C value = shared.values[j][x + k * LANES];
-                        out[r][k] += entry * (distance ? 2 * (value - shared.lines[own_line(r)][x + k * LANES]) : value);
-                    }
-                }
+            if (distance)
+                add_moved<true>(shared, out);
+            else
+                add_moved<false>(shared, out);
         }
     }
+    const int64_t feature = first_feature + other_line<C>(0);
+    const int count = inside<C>(feature, m.width);
 #pragma unroll
-    for (int r = 0; r < MINE; ++r)
+    for (int r = 0; r < MINE<C>; ++r) {
+        const int64_t line = first_own + own_line<C>(r), at = (result * s.pair.own_size + line) * m.width + feature;
+        if (line >= s.pair.own_size) continue;
 #pragma unroll
-        for (int k = 0; k < ACROSS; ++k) {
-            const int64_t line = first_own + own_line(r), at = feature + x + k * LANES;
-            if (line >= s.pair.own_size || at >= m.width) continue;
-            C* to = static_cast<C*>(m.out) + (result * s.pair.own_size + line) * m.width + at;
-            *to = m.adds ? *to + out[r][k] : out[r][k];
+        for (int k = 0; k < MINE<C>; ++k) {
+            if (distance) out[r][k] *= 2;
+            if (m.adds && k < count) out[r][k] += static_cast<const C*>(m.out)[at + k];
         }
+        store_run<C>(m.out, at, out[r], count, wide);
+    }
 }
 
-template <class C>
+template <class C, bool OF_SLOPE>
 void move(const char* name, const Move& m, cudaStream_t stream) {
-    const int64_t tiles = tiles_of(m.slope.pair.own_size), pieces = ceil_div(m.width, WIDTH), heads = m.slope.pair.heads;
+    const int64_t tiles = tiles_of<C>(m.slope.pair.own_size), pieces = tiles_of<C>(m.width), heads = m.slope.pair.heads;
     const int64_t results = m.over == Over::heads ? m.batch : m.over == Over::batch ? m.parts * heads : m.batch * heads;
-    const size_t bytes = sizeof(MoveShared<C>);
-    launch(name, move_kernel<C>, {unsigned(results * tiles * pieces), THREADS, bytes, stream}, m, tiles, pieces);
+    const size_t bytes = sizeof(MovedLines<C>) * (m.lines.data ? 3 : 2);
+    launch(name, move_kernel<C, OF_SLOPE>, {unsigned(results * tiles * pieces), THREADS, bytes, stream}, m,
+           in_groups(m.out, computed_type(m.values.type), {m.width}), tiles, pieces);
 }
 
 // Sums over the batch are made in parts side by side, which a second launch adds in their order.
@@ -290,7 +324,7 @@ __global__ void __launch_bounds__(THREADS) add_parts_kernel(const C* parts, int6
 // dreference, or a sum over the batch like it. `m.out` is the workspace for the parts.
 template <class C>
 void move_over_batch(const char* name, const Move& m, void* out, cudaStream_t stream) {
-    move<C>(name, m, stream);
+    move<C, true>(name, m, stream);
     const int64_t numbers = m.slope.pair.heads * m.slope.pair.own_size * m.width;
     launch("transport_add_parts", add_parts_kernel<C>, {unsigned(ceil_div(numbers, THREADS)), THREADS, 0, stream},
            static_cast<const C*>(m.out), m.parts, numbers, static_cast<C*>(out));

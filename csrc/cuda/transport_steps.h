@@ -2,7 +2,7 @@
 //
 //     found_i = log a_i - logsumexp_j(S_ij / epsilon + given_j)
 //
-// A block has 64 lines and walks along the others with a running maximum, as attention does. Nothing is added across
+// A block has a tile's lines and walks along the others with a running maximum, as attention does. Nothing is added across
 // blocks, so there are no atomics, and an item is the same whatever the batch.
 #pragma once
 
@@ -48,30 +48,31 @@ struct HalfStep {
 };
 
 // An item that is done: its history goes on with what it was.
-__device__ inline void repeat_history(const HalfStep& h, const Place& p) {
+template <class C>
+__device__ void repeat_history(const HalfStep& h, const Place& p) {
     const int64_t line = p.first + threadIdx.x;
-    if (!h.history || h.keep == 1 || threadIdx.x >= TILE || line >= h.pair.own_size) return;
+    if (!h.history || h.keep == 1 || threadIdx.x >= TILE<C> || line >= h.pair.own_size) return;
     double* to = h.history + (p.item * h.keep + h.step) * h.pair.own_size + line;
     *to = to[-h.pair.own_size];
 }
 
 template <class C>
 struct RunningSums {
-    double top[MINE], sum[MINE];
+    double top[MINE<C>], sum[MINE<C>];
 
     __device__ RunningSums() {
 #pragma unroll
-        for (int r = 0; r < MINE; ++r) {
+        for (int r = 0; r < MINE<C>; ++r) {
             top[r] = -infinity();
             sum[r] = 0;
         }
     }
 
     // Exponents of one line; those of lines that take no part are -inf.
-    __device__ void add(int r, const double (&x)[MINE]) {
+    __device__ void add(int r, const double (&x)[MINE<C>]) {
         double largest = x[0];
 #pragma unroll
-        for (int c = 1; c < MINE; ++c) largest = x[c] > largest ? x[c] : largest;
+        for (int c = 1; c < MINE<C>; ++c) largest = x[c] > largest ? x[c] : largest;
         if (!(largest > -infinity())) return;
         if (largest > top[r]) {
             sum[r] *= double(exponential(top[r] - largest, C(0)));
@@ -79,14 +80,14 @@ struct RunningSums {
         }
         C part = 0;
 #pragma unroll
-        for (int c = 0; c < MINE; ++c) part += exponential(x[c] - top[r], C(0));
+        for (int c = 0; c < MINE<C>; ++c) part += exponential(x[c] - top[r], C(0));
         sum[r] += double(part);
     }
 
     // Of all threads that share the line.
     __device__ void merge() {
 #pragma unroll
-        for (int r = 0; r < MINE; ++r) {
+        for (int r = 0; r < MINE<C>; ++r) {
             const double largest = over_others(top[r], Larger());
             sum[r] = largest > -infinity() ? over_others(sum[r] * double(exponential(top[r] - largest, C(0)))) : 0.0;
             top[r] = largest;
@@ -96,36 +97,35 @@ struct RunningSums {
 
 // The logarithms of sums over the others of a tile of own lines.
 template <class C>
-__device__ void log_sums(const Pairing& pair, const Place& p, const double* own, const double* given, RunningSums<C>& sums) {
-    for (int64_t first = 0; first < pair.other_size; first += TILE) {
-        C tile[MINE][MINE];
-        double potential[MINE];
-        score_tile(pair, p, first, own, given, tile);
-        other_values(given, first, pair.other_size, -infinity(), potential);
+__device__ void log_sums(const Pairing& pair, const Place& p, const Potentials& potentials, RunningSums<C>& sums) {
+    for (int64_t first = 0; first < pair.other_size; first += TILE<C>) {
+        Tile<C> tile;
+        double given[MINE<C>];
+        score_tile(pair, p, first, potentials, tile);
+        other_values<C>(potentials.other, first, pair.other_size, -infinity(), given);
 #pragma unroll
-        for (int r = 0; r < MINE; ++r) {
-            double x[MINE];
+        for (int r = 0; r < MINE<C>; ++r) {
+            double x[MINE<C>];
 #pragma unroll
-            for (int c = 0; c < MINE; ++c)
-                x[c] = finite(potential[c]) ? double(tile[r][c]) * pair.scale + potential[c] : -infinity();
+            for (int c = 0; c < MINE<C>; ++c)
+                x[c] = finite(given[c]) ? double(tile[r][c]) * pair.scale + given[c] : -infinity();
             sums.add(r, x);
         }
     }
     sums.merge();
 }
 
-
 template <class C>
-__global__ void __launch_bounds__(THREADS) half_step_kernel(HalfStep h) {
-    const Place p(blockIdx.x, h.tiles, h.pair.heads);
-    if (h.done && h.done[p.item]) return repeat_history(h, p);
+__global__ void __launch_bounds__(THREADS, 2) half_step_kernel(const __grid_constant__ HalfStep h) {
+    const Place p = place_of<C>(blockIdx.x, h.tiles, h.pair.heads);
+    if (h.done && h.done[p.item]) return repeat_history<C>(h, p);
     const double* before = h.before + p.item * h.pair.own_size;
     RunningSums<C> sums;
-    log_sums<C>(h.pair, p, before, h.given + p.item * h.pair.other_size, sums);
+    log_sums(h.pair, p, {before, h.given + p.item * h.pair.other_size}, sums);
     double error = 0;
 #pragma unroll
-    for (int r = 0; r < MINE; ++r) {
-        const int64_t line = p.first + own_line(r), at = p.item * h.pair.own_size + line;
+    for (int r = 0; r < MINE<C>; ++r) {
+        const int64_t line = p.first + own_line<C>(r), at = p.item * h.pair.own_size + line;
         if (line >= h.pair.own_size) continue;
         const double mass = h.mass[p.batch * h.mass_step + line];
         const bool live = finite(before[line]) && sums.sum[r] > 0;
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(THREADS) half_step_kernel(HalfStep h) {
     }
     if (!h.error) return;
     error = largest_of_block<THREADS / WARP>(error);
-    if (threadIdx.x == 0) h.error[p.item * h.tiles + p.first / TILE] = error;
+    if (threadIdx.x == 0) h.error[p.item * h.tiles + p.first / TILE<C>] = error;
 }
 
 template <class C>

@@ -3,12 +3,15 @@
 //     S_ij from memory, or <x_i, r_j>, or -|x_i - r_j|^2;      T_ij = exp((S_ij / epsilon + added) - top) * share
 //
 // Rows and columns are one code: a block has its own lines and walks along the others, and which of the two are rows is
-// written in the arguments. A thread has 4 x 4 pairs, its own lines side by side and the others 16 apart, so that the
-// lanes of a warp read neighbours. Exponents are formed in double: at |S| / epsilon = 1e4 a float's rounding would change
+// written in the arguments. A thread has 4 x 4 pairs, side by side in both directions, so that numbers are moved 16 bytes at
+// a time wherever they lie side by side in memory too. In double it has 2 x 2: the registers do not hold the sums of more
+// beside what they are made of. Exponents are formed in double: at |S| / epsilon = 1e4 a float's rounding would change
 // the plan by 6e-4. Exponentials and products are made in the type C that is computed in, and sums over tiles in double.
 //
-// Potentials are counted over epsilon. A line that takes no part has an infinite one, and is never read.
+// Potentials are counted over epsilon. A line that takes no part has an infinite one, and is never used.
 #pragma once
+
+#include <initializer_list>
 
 #include "../transport.h"
 #include "launch.h"
@@ -19,10 +22,29 @@
 namespace prosma::cuda {
 
 constexpr int THREADS = 256;
-constexpr int TILE = 64;
-constexpr int LANES = 16;          // threads along the other lines
-constexpr int MINE = TILE / LANES; // lines of a thread, in both directions
-constexpr int DEPTH_STEP = 16;     // features of a product that are in shared memory at a time
+constexpr int LANES = 16;       // threads along the own lines, and along the others
+constexpr int DEPTH_STEP = 16;  // features of a product that are in shared memory at a time
+
+// Lines of a thread in both directions, and of a block.
+template <class C>
+constexpr int MINE = WIDEST<C>;
+template <class C>
+constexpr int TILE = LANES * MINE<C>;
+
+template <class C>
+struct Tile {
+    C pairs[MINE<C>][MINE<C>];
+    __device__ __forceinline__ C (&operator[](int r))[MINE<C>] { return pairs[r]; }
+};
+
+// body(r, c) for every pair of a thread.
+template <class C, class Body>
+__device__ __forceinline__ void for_pairs(const Body& body) {
+#pragma unroll
+    for (int r = 0; r < MINE<C>; ++r)
+#pragma unroll
+        for (int c = 0; c < MINE<C>; ++c) body(r, c);
+}
 
 // Lines of numbers: (B, heads, lines, features). Which type they have is asked when they are loaded, a branch that all threads
 // take alike, so that kernels exist for float and double only: nvcc took four minutes a file with four types.
@@ -30,8 +52,26 @@ struct Operand {
     const void* data = nullptr;
     int64_t batch = 0, head = 0, line = 0, feature = 0;  // strides in elements
     DataType type = DataType::float32;
-    int64_t start = 0;  // of a product: where line 0 is
+    bool along_lines = false;  // lines lie closer together than features
+    bool wide = false;         // what lies closer together can be read MINE at a time
+    int64_t start = 0;         // of a product: where line 0 is
 };
+
+// Whether MINE numbers side by side are one access everywhere, with these strides between them.
+inline bool in_groups(const void* data, DataType type, std::initializer_list<int64_t> strides) {
+    const int numbers = type == DataType::float64 ? MINE<double> : MINE<float>;
+    const int bytes = type == DataType::float64 ? 8 : type == DataType::float32 ? 4 : 2;
+    for (const int64_t stride : strides)
+        if (stride % numbers) return false;
+    return aligned(numbers * bytes, data);
+}
+
+inline Operand operand(const void* data, int64_t batch, int64_t head, int64_t line, int64_t feature, DataType type) {
+    Operand o{data, batch, head, line, feature, type};
+    o.along_lines = feature != 1 && line < feature;
+    o.wide = (o.along_lines ? line : feature) == 1 && in_groups(data, type, {batch, head, o.along_lines ? feature : line});
+    return o;
+}
 
 // Scores as they are seen from one side. Without `other` the own lines are rows or columns of a matrix of scores.
 struct Pairing {
@@ -42,154 +82,269 @@ struct Pairing {
     double scale = 1;  // 1 / epsilon
 };
 
-template <class C>
-__device__ __forceinline__ C number(const void* data, DataType type, int64_t offset) {
-    if constexpr (sizeof(C) == 8) return static_cast<const double*>(data)[offset];
-    if (type == DataType::float16) return C(to_computed(static_cast<const float16*>(data)[offset]));
-    if (type == DataType::bfloat16) return C(to_computed(static_cast<const bfloat16*>(data)[offset]));
-    return C(static_cast<const float*>(data)[offset]);
+// COUNT numbers, `step` apart. `wanted` has a bit for each; the others are 0 and not read.
+template <class T, class C, int COUNT>
+__device__ __forceinline__ void load_run(const void* data, int64_t at, int64_t step, unsigned wanted, bool wide, C (&to)[COUNT]) {
+    const T* from = static_cast<const T*>(data) + at;
+    if (wide && wanted == (1u << COUNT) - 1) {
+        const Pack<T, COUNT> pack = load<COUNT>(from);
+#pragma unroll
+        for (int k = 0; k < COUNT; ++k) to[k] = to_computed(pack[k]);
+    } else {
+#pragma unroll
+        for (int k = 0; k < COUNT; ++k) to[k] = wanted >> k & 1 ? to_computed(from[k * step]) : C(0);
+    }
 }
 
-template <class C>
-__device__ __forceinline__ void put(void* data, DataType type, int64_t offset, C value) {
+// Of one feature of neighbouring lines, or of one line's neighbouring features.
+template <class C, int COUNT>
+__device__ __forceinline__ void load_run(const Operand& o, int64_t at, bool of_lines, unsigned wanted, C (&to)[COUNT]) {
+    const int64_t step = of_lines ? o.line : o.feature;
+    const bool wide = o.wide && of_lines == o.along_lines;
     if constexpr (sizeof(C) == 8)
-        static_cast<double*>(data)[offset] = value;
-    else if (type == DataType::float16)
-        static_cast<float16*>(data)[offset] = to_stored<float16>(value);
-    else if (type == DataType::bfloat16)
-        static_cast<bfloat16*>(data)[offset] = to_stored<bfloat16>(value);
+        load_run<double>(o.data, at, step, wanted, wide, to);
+    else if (o.type == DataType::float16)
+        load_run<float16>(o.data, at, step, wanted, wide, to);
+    else if (o.type == DataType::bfloat16)
+        load_run<bfloat16>(o.data, at, step, wanted, wide, to);
     else
-        static_cast<float*>(data)[offset] = value;
+        load_run<float>(o.data, at, step, wanted, wide, to);
+}
+
+// To the first `inside` of COUNT places side by side.
+template <class T, class C, int COUNT>
+__device__ __forceinline__ void store_run(void* data, int64_t at, const C (&from)[COUNT], int inside, bool wide) {
+    T* to = static_cast<T*>(data) + at;
+    if (wide && inside >= COUNT) {
+        Pack<T, COUNT> pack;
+#pragma unroll
+        for (int k = 0; k < COUNT; ++k) pack[k] = to_stored<T>(from[k]);
+        store(to, pack);
+    } else {
+#pragma unroll
+        for (int k = 0; k < COUNT; ++k)
+            if (k < inside) to[k] = to_stored<T>(from[k]);
+    }
+}
+
+template <class C, int COUNT>
+__device__ __forceinline__ void store_run(void* data, DataType type, int64_t at, const C (&from)[COUNT], int inside, bool wide) {
+    if constexpr (sizeof(C) == 8)
+        store_run<double>(data, at, from, inside, wide);
+    else if (type == DataType::float16)
+        store_run<float16>(data, at, from, inside, wide);
+    else if (type == DataType::bfloat16)
+        store_run<bfloat16>(data, at, from, inside, wide);
+    else
+        store_run<float>(data, at, from, inside, wide);
 }
 
 inline DataType computed_type(DataType type) { return type == DataType::float64 ? type : DataType::float32; }
 
-// Calls `body` with a number of the type that is computed in.
+// What `body` makes of a number of the type that is computed in.
 template <class Body>
-void for_computed(DataType type, const Body& body) {
+auto for_computed(DataType type, const Body& body) {
 #if !defined(PROSMA_FEW_TYPES)
     if (type == DataType::float64) return body(double{});
 #endif
     if (type == DataType::float64) throw std::invalid_argument("this build has no float64");
-    body(float{});
+    return body(float{});
 }
 
 // Where a block is: its item, and its own lines.
 struct Place {
     int64_t batch, head, item, first;
-
-    __device__ Place(int64_t index, int64_t tiles, int heads)
-        : batch(index / tiles / heads), head(index / tiles % heads), item(index / tiles), first(index % tiles * TILE) {}
-    __device__ Place(int64_t batch, int64_t head, int heads, int64_t first)
-        : batch(batch), head(head), item(batch * heads + head), first(first) {}
 };
 
-__device__ __forceinline__ int own_line(int r) { return int(threadIdx.x) / LANES * MINE + r; }
-__device__ __forceinline__ int other_line(int c) { return int(threadIdx.x) % LANES + LANES * c; }
+template <class C>
+__device__ __forceinline__ Place place_of(unsigned index, int64_t tiles, int heads) {
+    const unsigned item = index / unsigned(tiles);
+    return {item / unsigned(heads), item % unsigned(heads), item, int64_t(index % unsigned(tiles)) * TILE<C>};
+}
+
+template <class C>
+__device__ __forceinline__ int own_line(int r) {
+    return int(threadIdx.x) / LANES * MINE<C> + r;
+}
+template <class C>
+__device__ __forceinline__ int other_line(int c) {
+    return int(threadIdx.x) % LANES * MINE<C> + c;
+}
 
 __device__ __forceinline__ bool finite(double value) { return value - value == 0; }
 __device__ __forceinline__ double infinity() { return __longlong_as_double(0x7ff0000000000000LL); }
 
-// Whether a line takes part, as the potentials of its side say.
-__device__ __forceinline__ bool takes_part(const double* potentials, int64_t line, int64_t size) {
-    return line < size && finite(potentials[line]);
+// How many of MINE places from `at` on are there: none where it is not above 0.
+template <class C>
+__device__ __forceinline__ int inside(int64_t at, int64_t size) {
+    return size - at < MINE<C> ? int(size - at) : MINE<C>;
+}
+
+// The same as a bit each.
+template <class C>
+__device__ __forceinline__ unsigned places(int64_t at, int64_t size) {
+    const int count = inside<C>(at, size);
+    return count > 0 ? (1u << count) - 1 : 0;
+}
+
+// `values` of MINE lines from `line` on; `otherwise` where they end.
+template <class C, class To>
+__device__ __forceinline__ void line_values(const double* values, int64_t line, int64_t size, double otherwise, To (&to)[MINE<C>]) {
+    const int count = inside<C>(line, size);
+#pragma unroll
+    for (int k = 0; k < MINE<C>; ++k) to[k] = To(k < count ? values[line + k] : otherwise);
+}
+template <class C>
+__device__ __forceinline__ void own_values(const double* values, int64_t first, int64_t size, double otherwise,
+                                           double (&to)[MINE<C>]) {
+    line_values<C>(values, first + own_line<C>(0), size, otherwise, to);
+}
+template <class C>
+__device__ __forceinline__ void other_values(const double* values, int64_t first, int64_t size, double otherwise,
+                                             double (&to)[MINE<C>]) {
+    line_values<C>(values, first + other_line<C>(0), size, otherwise, to);
+}
+
+// Of an item's own lines, and of the others. They say which take part.
+struct Potentials {
+    const double *own, *other;
+};
+
+// Which of MINE lines from `line` on take part: a bit each.
+template <class C>
+__device__ __forceinline__ unsigned live_lines(const double* potentials, int64_t line, int64_t size) {
+    const int count = inside<C>(line, size);
+    unsigned live = 0;
+#pragma unroll
+    for (int k = 0; k < MINE<C>; ++k)
+        if (k < count && finite(potentials[line + k])) live |= 1u << k;
+    return live;
 }
 
 template <class C>
 struct Chunk {
-    C own[DEPTH_STEP][TILE + 4];
-    C other[DEPTH_STEP][TILE + 4];
+    using Features = C[DEPTH_STEP][TILE<C> + MINE<C>];
+    alignas(16) Features own, other;
 };
 
+// What a thread loads of one side of a product: at each step MINE features of a line, or a feature of MINE lines.
 template <class C>
-__device__ void load_chunk(const Operand& o, int64_t start, int64_t first, int64_t size, const double* potentials, int64_t feature,
-                           int64_t features, C (*to)[TILE + 4]) {
-    const int k = int(threadIdx.x) % DEPTH_STEP;
-    for (int line = int(threadIdx.x) / DEPTH_STEP; line < TILE; line += THREADS / DEPTH_STEP) {
-        const bool inside = feature + k < features && takes_part(potentials, first + line, size);
-        to[k][line] = inside ? number<C>(o.data, o.type, start + (first + line) * o.line + (feature + k) * o.feature) : C(0);
+class Side {
+public:
+    __device__ __forceinline__ Side(const Operand& o, const Place& p, int64_t first, int64_t size, const double* potentials)
+        : o_(o), live_(live_lines<C>(potentials, first + line(), size)),
+          at_(o.start + p.batch * o.batch + p.head * o.head + (first + line()) * o.line + feature() * o.feature) {
+        static_assert(THREADS == LANES * DEPTH_STEP, "a thread loads MINE numbers");
+    }
+
+    __device__ __forceinline__ void load(int64_t step, int64_t depth) {
+        const unsigned features = places<C>(step + feature(), depth);
+        const unsigned wanted = o_.along_lines ? (features ? live_ : 0) : live_ & 1 ? features : 0;
+        load_run(o_, at_ + step * o_.feature, o_.along_lines, wanted, run_);
+    }
+
+    __device__ __forceinline__ void store(typename Chunk<C>::Features& to) const {
+        if (o_.along_lines) {
+            store_run<C>(&to[feature()][line()], 0, run_, MINE<C>, true);
+        } else {
+#pragma unroll
+            for (int k = 0; k < MINE<C>; ++k) to[feature() + k][line()] = run_[k];
+        }
+    }
+
+private:
+    static constexpr int RUNS = DEPTH_STEP / MINE<C>;  // of a line
+
+    // Of the tile, and of the step: the first that the thread loads.
+    __device__ __forceinline__ int line() const {
+        return o_.along_lines ? int(threadIdx.x) % LANES * MINE<C> : int(threadIdx.x) / RUNS;
+    }
+    __device__ __forceinline__ int feature() const {
+        return o_.along_lines ? int(threadIdx.x) / LANES : int(threadIdx.x) % RUNS * MINE<C>;
+    }
+
+    const Operand& o_;
+    unsigned live_;
+    int64_t at_;
+    C run_[MINE<C>];
+};
+
+template <bool DISTANCE, class C>
+__device__ __forceinline__ void add_products(const Chunk<C>& chunk, Tile<C>& tile) {
+#pragma unroll 4
+    for (int k = 0; k < DEPTH_STEP; ++k) {
+        const auto x = load_shared<MINE<C>>(&chunk.own[k][own_line<C>(0)]);
+        const auto y = load_shared<MINE<C>>(&chunk.other[k][other_line<C>(0)]);
+        for_pairs<C>([&](int r, int c) {
+            if constexpr (DISTANCE)
+                tile[r][c] -= (x[r] - y[c]) * (x[r] - y[c]);
+            else
+                tile[r][c] += x[r] * y[c];
+        });
     }
 }
 
-// sum_d x_id y_jd, or -sum_d (x_id - y_jd)^2, of a tile. The order of the sum is the same from both sides.
+// sum_d x_id y_jd, or -sum_d (x_id - y_jd)^2, of a tile. The order of the sum is the same from both sides. The next numbers are
+// loaded while the present ones are multiplied.
 template <class C>
-__device__ void product_tile(const Operand& own, const Operand& other, const Place& p, int64_t first_other, int64_t own_size,
-                             int64_t other_size, const double* own_potentials, const double* other_potentials, int64_t depth,
-                             bool distance, C (&tile)[MINE][MINE]) {
+__device__ __forceinline__ void product_tile(const Operand& own, const Operand& other, const Place& p, int64_t first_other,
+                                             int64_t own_size, int64_t other_size, const Potentials& potentials, int64_t depth,
+                                             bool distance, Tile<C>& tile) {
     auto& chunk = shared_object<Chunk<C>>();
-    const int64_t own_start = own.start + p.batch * own.batch + p.head * own.head;
-    const int64_t other_start = other.start + p.batch * other.batch + p.head * other.head;
-#pragma unroll
-    for (int r = 0; r < MINE; ++r)
-#pragma unroll
-        for (int c = 0; c < MINE; ++c) tile[r][c] = 0;
+    Side<C> x(own, p, p.first, own_size, potentials.own), y(other, p, first_other, other_size, potentials.other);
+    for_pairs<C>([&](int r, int c) { tile[r][c] = 0; });
+    x.load(0, depth);
+    y.load(0, depth);
 #pragma unroll 1
-    for (int64_t d = 0; d < depth; d += DEPTH_STEP) {
+    for (int64_t step = 0; step < depth; step += DEPTH_STEP) {
         __syncthreads();
-        load_chunk(own, own_start, p.first, own_size, own_potentials, d, depth, chunk.own);
-        load_chunk(other, other_start, first_other, other_size, other_potentials, d, depth, chunk.other);
+        x.store(chunk.own);
+        y.store(chunk.other);
         __syncthreads();
-#pragma unroll 2
-        for (int k = 0; k < DEPTH_STEP; ++k) {
-            C x[MINE], y[MINE];
-#pragma unroll
-            for (int r = 0; r < MINE; ++r) x[r] = chunk.own[k][own_line(r)];
-#pragma unroll
-            for (int c = 0; c < MINE; ++c) y[c] = chunk.other[k][other_line(c)];
-#pragma unroll
-            for (int r = 0; r < MINE; ++r)
-#pragma unroll
-                for (int c = 0; c < MINE; ++c) {
-                    const C difference = x[r] - y[c];
-                    tile[r][c] += distance ? -difference * difference : x[r] * y[c];
-                }
+        if (step + DEPTH_STEP < depth) {
+            x.load(step + DEPTH_STEP, depth);
+            y.load(step + DEPTH_STEP, depth);
         }
+        if (distance)
+            add_products<true>(chunk, tile);
+        else
+            add_products<false>(chunk, tile);
     }
 }
 
 // A tile of a matrix whose lines and features are lines of the two sides.
 template <class C>
-__device__ void matrix_tile(const Operand& m, const Place& p, int64_t first_other, int64_t own_size, int64_t other_size,
-                            const double* own_potentials, const double* other_potentials, C (&tile)[MINE][MINE]) {
-    const int64_t start = p.batch * m.batch + p.head * m.head;
+__device__ __forceinline__ void matrix_tile(const Operand& m, const Place& p, int64_t first_other, int64_t own_size,
+                                            int64_t other_size, const Potentials& potentials, Tile<C>& tile) {
+    const int64_t i = p.first + own_line<C>(0), j = first_other + other_line<C>(0);
+    const int64_t at = p.batch * m.batch + p.head * m.head + i * m.line + j * m.feature;
+    const unsigned own = live_lines<C>(potentials.own, i, own_size), other = live_lines<C>(potentials.other, j, other_size);
+    if (m.along_lines) {
 #pragma unroll
-    for (int c = 0; c < MINE; ++c) {
-        const int64_t j = first_other + other_line(c);
-        const bool inside = takes_part(other_potentials, j, other_size);
+        for (int c = 0; c < MINE<C>; ++c) {
+            C run[MINE<C>];
+            load_run(m, at + c * m.feature, true, other >> c & 1 ? own : 0, run);
 #pragma unroll
-        for (int r = 0; r < MINE; ++r) {
-            const int64_t i = p.first + own_line(r);
-            const bool both = inside && takes_part(own_potentials, i, own_size);
-            tile[r][c] = both ? number<C>(m.data, m.type, start + i * m.line + j * m.feature) : C(0);
+            for (int r = 0; r < MINE<C>; ++r) tile[r][c] = run[r];
         }
+    } else {
+#pragma unroll
+        for (int r = 0; r < MINE<C>; ++r) load_run(m, at + r * m.line, false, own >> r & 1 ? other : 0, tile[r]);
     }
 }
 
-// Potentials of the item's lines say who takes part.
 template <class C>
-__device__ __forceinline__ void score_tile(const Pairing& pair, const Place& p, int64_t first_other, const double* own_potentials,
-                                           const double* other_potentials, C (&tile)[MINE][MINE]) {
+__device__ __forceinline__ void score_tile(const Pairing& pair, const Place& p, int64_t first_other, const Potentials& potentials,
+                                           Tile<C>& tile) {
     if (pair.other.data)
-        product_tile(pair.own, pair.other, p, first_other, pair.own_size, pair.other_size, own_potentials, other_potentials,
-                        pair.depth, pair.distance, tile);
+        product_tile(pair.own, pair.other, p, first_other, pair.own_size, pair.other_size, potentials, pair.depth, pair.distance,
+                     tile);
     else
-        matrix_tile(pair.own, p, first_other, pair.own_size, pair.other_size, own_potentials, other_potentials, tile);
+        matrix_tile(pair.own, p, first_other, pair.own_size, pair.other_size, potentials, tile);
 }
 
 __device__ __forceinline__ float exponential(double x, float) { return expf(float(x)); }
 __device__ __forceinline__ double exponential(double x, double) { return exp(x); }
-
-// `values` of the thread's lines; `otherwise` where a line ends.
-__device__ __forceinline__ void own_values(const double* values, int64_t first, int64_t size, double otherwise,
-                                           double (&to)[MINE]) {
-#pragma unroll
-    for (int r = 0; r < MINE; ++r) to[r] = first + own_line(r) < size ? values[first + own_line(r)] : otherwise;
-}
-__device__ __forceinline__ void other_values(const double* values, int64_t first, int64_t size, double otherwise,
-                                             double (&to)[MINE]) {
-#pragma unroll
-    for (int c = 0; c < MINE; ++c) to[c] = first + other_line(c) < size ? values[first + other_line(c)] : otherwise;
-}
 
 // A plan by potentials that make it: T_ij = exp((S_ij / epsilon + added) - top) * share, where `added` belongs to one side and
 // `top` and `share` (1 where there is none) to the other, all of them (items, lines).
@@ -198,33 +353,37 @@ struct Anchored {
     bool added_to_rows = true;
 };
 
+__device__ __forceinline__ Potentials potentials_of(const Pairing& pair, const Anchored& plan, const Place& p) {
+    const bool added_own = plan.added_to_rows == pair.own_rows;
+    return {(added_own ? plan.added : plan.top) + p.item * pair.own_size,
+            (added_own ? plan.top : plan.added) + p.item * pair.other_size};
+}
+
 // Above any exponent of a plan, and finite when summed: e^69.
 constexpr double HIGHEST = 69;
 
 template <class C>
-__device__ void plan_tile(const Pairing& pair, const Anchored& plan, const Place& p, int64_t first_other, C (&scores)[MINE][MINE],
-                          C (&entries)[MINE][MINE]) {
+__device__ __forceinline__ void plan_tile(const Pairing& pair, const Anchored& plan, const Place& p, int64_t first_other,
+                                          Tile<C>& scores, Tile<C>& entries) {
     const bool added_own = plan.added_to_rows == pair.own_rows;
-    const int64_t own_start = p.item * pair.own_size, other_start = p.item * pair.other_size;
-    const double* own = (added_own ? plan.added : plan.top) + own_start;
-    const double* other = (added_own ? plan.top : plan.added) + other_start;
-    score_tile(pair, p, first_other, own, other, scores);
-    double by_own[MINE], by_other[MINE], share[MINE];
-    own_values(own, p.first, pair.own_size, infinity(), by_own);
-    other_values(other, first_other, pair.other_size, infinity(), by_other);
+    const Potentials potentials = potentials_of(pair, plan, p);
+    score_tile(pair, p, first_other, potentials, scores);
+    double by_own[MINE<C>], by_other[MINE<C>];
+    own_values<C>(potentials.own, p.first, pair.own_size, infinity(), by_own);
+    other_values<C>(potentials.other, first_other, pair.other_size, infinity(), by_other);
+    C share[MINE<C>];
 #pragma unroll
-    for (int k = 0; k < MINE; ++k) share[k] = 1;
-    if (plan.share && added_own) other_values(plan.share + other_start, first_other, pair.other_size, 0, share);
-    if (plan.share && !added_own) own_values(plan.share + own_start, p.first, pair.own_size, 0, share);
-#pragma unroll
-    for (int r = 0; r < MINE; ++r)
-#pragma unroll
-        for (int c = 0; c < MINE; ++c) {
-            const double x = double(scores[r][c]) * pair.scale;
-            const double exponent = added_own ? (x + by_own[r]) - by_other[c] : (x + by_other[c]) - by_own[r];
-            const C entry = exponential(exponent < HIGHEST ? exponent : HIGHEST, C(0)) * C(share[added_own ? c : r]);
-            entries[r][c] = finite(by_own[r]) && finite(by_other[c]) ? entry : C(0);
-        }
+    for (int k = 0; k < MINE<C>; ++k) share[k] = 1;
+    if (plan.share && added_own)
+        line_values<C>(plan.share + p.item * pair.other_size, first_other + other_line<C>(0), pair.other_size, 0, share);
+    if (plan.share && !added_own)
+        line_values<C>(plan.share + p.item * pair.own_size, p.first + own_line<C>(0), pair.own_size, 0, share);
+    for_pairs<C>([&](int r, int c) {
+        const double x = double(scores[r][c]) * pair.scale;
+        const double exponent = added_own ? (x + by_own[r]) - by_other[c] : (x + by_other[c]) - by_own[r];
+        const C entry = exponential(exponent < HIGHEST ? exponent : HIGHEST, C(0)) * (added_own ? share[c] : share[r]);
+        entries[r][c] = finite(by_own[r]) && finite(by_other[c]) ? entry : C(0);
+    });
 }
 
 // Over the threads that share their own lines.
@@ -234,15 +393,17 @@ __device__ __forceinline__ T over_others(T value, Combine combine = {}) {
 }
 
 inline Operand matrix_of(const Matrices& m, bool own_rows, DataType type) {
-    return {m.data, m.strides[0], 0, m.strides[own_rows ? 1 : 2], m.strides[own_rows ? 2 : 1], type};
+    return operand(m.data, m.strides[0], 0, m.strides[own_rows ? 1 : 2], m.strides[own_rows ? 2 : 1], type);
 }
-inline Operand lines_of(const Matrices& m, DataType type) { return {m.data, m.strides[0], 0, m.strides[1], m.strides[2], type}; }
+inline Operand lines_of(const Matrices& m, DataType type) {
+    return operand(m.data, m.strides[0], 0, m.strides[1], m.strides[2], type);
+}
 // (heads, lines, features), or (B, heads, lines, features), contiguous, of the type that is computed in.
 inline Operand shared_lines(const void* data, int64_t lines, int64_t features, DataType type) {
-    return {data, 0, lines * features, features, 1, computed_type(type)};
+    return operand(data, 0, lines * features, features, 1, computed_type(type));
 }
 inline Operand items_lines(const void* data, int64_t heads, int64_t lines, int64_t features, DataType type) {
-    return {data, heads * lines * features, lines * features, features, 1, computed_type(type)};
+    return operand(data, heads * lines * features, lines * features, features, 1, computed_type(type));
 }
 
 // Of forward, backward and apply alike.
@@ -284,6 +445,9 @@ private:
     size_t used_ = 0;
 };
 
-inline int64_t tiles_of(int64_t lines) { return ceil_div(lines, TILE); }
+template <class C>
+int64_t tiles_of(int64_t lines) {
+    return ceil_div(lines, TILE<C>);
+}
 
 }  // namespace prosma::cuda
