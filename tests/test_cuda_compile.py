@@ -47,7 +47,7 @@ WIDE = {
     },
     "codebook": {
         r"nearest_kernel<true, float>": ("LDG.E.128", "LDS.128", "HMMA"),
-        r"nearest_kernel<false, double>": ("DMMA",),
+        r"nearest_kernel<true, double>": ("LDG.E.128", "LDS.128", "DMMA"),
     },
     "transport_forward": {
         r"half_step_kernel<float>": ("LDG.E.128", "LDS.128", "STS.128"),

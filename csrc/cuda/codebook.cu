@@ -140,40 +140,32 @@ __device__ __forceinline__ void store_run(C* to, const C (&from)[RUN]) {
     }
 }
 
-// The four numbers of a lane of one row.
-template <class C>
-__device__ __forceinline__ void read_four(const C* from, C (&to)[4]) {
-#pragma unroll
-    for (int part = 0; part < 4; part += WIDEST<C>) {
-        const Pack<C, WIDEST<C>> pack = load_shared<WIDEST<C>>(from + part);
-#pragma unroll
-        for (int i = 0; i < WIDEST<C>; ++i) to[part + i] = pack[i];
-    }
-}
-
-// The products of the warp's tokens and codes over NUMBERS numbers; `row` and `column` are the lane's.
+// The products of the warp's tokens and codes over NUMBERS numbers; `row` and `column` are the lane's. Of its four inner numbers
+// as many are in registers as make 16 bytes: two in double.
 template <bool EXACT, class C>
 __device__ __forceinline__ void multiply_tiles(const Tiles<C>& tiles, int buffer, int first_token, int first_code, int row,
                                                int column, C (&products)[DOWN][ACROSS][4]) {
-    Split<EXACT, C, 2> codes[ACROSS][2];
+    constexpr int V = WIDEST<C>, PAIRS = V / 2;
 #pragma unroll
-    for (int n = 0; n < ACROSS; ++n) {
-        C four[4];
-        read_four(&tiles.rows[buffer][first_code + n * 8 + row][column * 4], four);
-        codes[n][0].take({four[0], four[1]});
-        codes[n][1].take({four[2], four[3]});
-    }
+    for (int part = 0; part < 4; part += V) {
+        Split<EXACT, C, 2> codes[ACROSS][PAIRS];
 #pragma unroll
-    for (int m = 0; m < DOWN; ++m) {
-        C upper[4], lower[4];
-        read_four(&tiles.tokens[buffer][first_token + m * 16 + row][column * 4], upper);
-        read_four(&tiles.tokens[buffer][first_token + m * 16 + row + 8][column * 4], lower);
+        for (int n = 0; n < ACROSS; ++n) {
+            const auto code = load_shared<V>(&tiles.rows[buffer][first_code + n * 8 + row][column * 4 + part]);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            Split<EXACT, C, 4> tokens;
-            tokens.take({upper[2 * half], lower[2 * half], upper[2 * half + 1], lower[2 * half + 1]});
+            for (int i = 0; i < PAIRS; ++i) codes[n][i].take({code[2 * i], code[2 * i + 1]});
+        }
 #pragma unroll
-            for (int n = 0; n < ACROSS; ++n) multiply<EXACT>(products[m][n], tokens, codes[n][half]);
+        for (int m = 0; m < DOWN; ++m) {
+            const auto upper = load_shared<V>(&tiles.tokens[buffer][first_token + m * 16 + row][column * 4 + part]);
+            const auto lower = load_shared<V>(&tiles.tokens[buffer][first_token + m * 16 + row + 8][column * 4 + part]);
+#pragma unroll
+            for (int i = 0; i < PAIRS; ++i) {
+                Split<EXACT, C, 4> tokens;
+                tokens.take({upper[2 * i], lower[2 * i], upper[2 * i + 1], lower[2 * i + 1]});
+#pragma unroll
+                for (int n = 0; n < ACROSS; ++n) multiply<EXACT>(products[m][n], tokens, codes[n][i]);
+            }
         }
     }
 }
@@ -187,7 +179,7 @@ __device__ __forceinline__ void keep_nearer(C score, int code, C& least, int& ne
 }
 
 template <bool EXACT, class T>
-__global__ void __launch_bounds__(THREADS) nearest_kernel(Nearest<T> a) {
+__global__ void __launch_bounds__(THREADS, 1) nearest_kernel(Nearest<T> a) {
     using C = Computed<T>;
     auto& tiles = *dynamic_shared<Tiles<C>>();
     const int thread = int(threadIdx.x), lane = thread % WARP, warp = thread / WARP;
@@ -329,7 +321,8 @@ void start(const NearestArguments& a, const OnDevice& device) {
     launch("nearest_code_rows", rows_kernel<C>, {unsigned(ceil_div(n.codes, THREADS / WARP)), THREADS, 0, device.stream()},
            n.codebook, n.shift, n.codes, n.dimensions, rows, offsets, n.lost);
     if (n.count == 0) return;
-    launch("nearest_code", a.exact ? nearest_kernel<true, T> : nearest_kernel<false, T>,
+    constexpr bool ALWAYS_EXACT = sizeof(C) == 8;
+    launch("nearest_code", a.exact ? nearest_kernel<true, T> : nearest_kernel<ALWAYS_EXACT, T>,
            {unsigned(ceil_div(n.count, TILE)), THREADS, sizeof(Tiles<C>), device.stream()}, n);
 }
 

@@ -51,7 +51,8 @@ __global__ void __launch_bounds__(1 << Threads<T, DIM, LAST>::LOG_THREADS)
 }
 
 template <class T, bool LAST>
-__global__ void __launch_bounds__(1 << GENERIC_LOG_THREADS) gate_forward_generic(const __grid_constant__ Plan p, Forward<T> a) {
+__global__ void __launch_bounds__(1 << GENERIC_LOG_THREADS, 1)
+    gate_forward_generic(const __grid_constant__ Plan p, Forward<T> a) {
     const GenericPlace<LAST> place(p, blockIdx.x);
     const OfPlane<Computed<T>> own(p, a.parameters, place.valid, place.batch, place.channel);
     convolve_by_gathering<LAST>(p, place, a.field, a.parameters.weight, false, [&](int step, int row, auto& z) {

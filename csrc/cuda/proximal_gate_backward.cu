@@ -141,7 +141,7 @@ __device__ __forceinline__ void leave_plane_sums(const Plan& p, const P& place, 
 }
 
 template <class T, int DIM, bool LAST>
-__global__ void __launch_bounds__(1 << Threads<T, DIM, LAST>::LOG_THREADS)
+__global__ void __launch_bounds__(1 << Threads<T, DIM, LAST>::LOG_THREADS, 1)
     gate_backward_stencil(const __grid_constant__ Plan p, Backward<T> b) {
     const PlaceOf<T, DIM, LAST> place(p, blockIdx.x);
     const OfPlane<float> own(p, b.parameters, place.valid, place.batch, place.channel);
