@@ -43,6 +43,7 @@ def build(room: str, folder: Path, *, few_types: bool = False, sanitized: bool =
     """The module of the room's kernels. `few_types`: float32 and the half types that are no instantiation of their own.
 
     Without the sanitizers the compiler takes a third of the time: then only what goes wrong in the results is found.
+    The bindings, which take as long as all kernels of a room, are the same either way, and compiled once a folder.
     """
     import pybind11
 
@@ -52,19 +53,26 @@ def build(room: str, folder: Path, *, few_types: bool = False, sanitized: bool =
     python += [f'-DPROSMA_BINDINGS="{ROOT / f"csrc/bindings/{room}_cuda.cpp"}"']
     kernels = sorted((ROOT / "csrc/cuda").glob(KERNELS[room]))
     assert kernels, f"{room} has no kernels in csrc/cuda"
-    folder.mkdir(parents=True, exist_ok=True)
+    own = folder / ("sanitized" if sanitized else "plain")
+    own.mkdir(parents=True, exist_ok=True)
     flags_of_kernels = SANITIZERS if sanitized else ("-O0",)
-    objects = []
-    for source in (*kernels, EMULATION / "settings.cpp", EMULATION / "module.cpp"):
-        own = python if source.name == "module.cpp" else flags_of_kernels
-        objects.append(folder / f"{source.stem}.o")
-        command = [compiler(), *flags, *own, "-x", "c++", "-c", str(source), "-o", str(objects[-1])]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[:6000]
-    module = folder / "emulated.so"
+    bindings = folder / "bindings.o"
+    if not bindings.exists():
+        _compile(EMULATION / "module.cpp", bindings, *flags, *python)
+    objects = [bindings]
+    for source in (*kernels, EMULATION / "settings.cpp"):
+        objects.append(own / f"{source.stem}.o")
+        _compile(source, objects[-1], *flags, *flags_of_kernels)
+    module = own / "emulated.so"
     link = [compiler(), "-shared", *(SANITIZERS if sanitized else ()), *map(str, objects), "-o", str(module)]
     subprocess.run(link, check=True)
     return module
+
+
+def _compile(source: Path, to: Path, *flags: str) -> None:
+    command = [compiler(), *flags, "-x", "c++", "-c", str(source), "-o", str(to)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:6000]
 
 
 def _python_headers() -> str:

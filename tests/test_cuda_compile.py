@@ -23,8 +23,8 @@ LIMITS = {
     "100": (64, 32, 228 << 10),
     "120": (48, 24, 100 << 10),
 }
-# Bytes a thread, stored and loaded, that a kernel is known to spill, by its name: of the codebook the product in float64,
-# and on sm_120 all; of the gate half precision. Each is a debt: none may grow.
+# Bytes a thread, stored and loaded, that a kernel is known to spill, by its name: of the codebook the product in
+# float64, and on sm_120 all; of the gate half precision. Each is a debt: none may grow.
 KNOWN_SPILLS: dict[str, int] = {
     "gate_forward_generic": 80,
     "gate_backward_stencil": 40,

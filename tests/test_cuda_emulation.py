@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,10 +25,25 @@ ORDERS = (0, -1, 1, 2)
 BACKWARDS_AND_SHUFFLED = (-1, 1)  # for what takes a minute in all four, which the slow tests run
 
 
+Build = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """A room's module, which all tests of this file share."""
+
+    @functools.cache
+    def built(room: str, sanitized: bool) -> Path:
+        folder = tmp_path_factory.getbasetemp() / f"emulated_{room}"
+        return cuda_emulation.build(room, folder, few_types=True, sanitized=sanitized)
+
+    return built
+
+
 @pytest.mark.parametrize("room", OPERATORS)
-def test_tiny_cases(room: str, tmp_path: Path) -> None:
+def test_tiny_cases(room: str, build: Build) -> None:
     """Without the sanitizers, which compile for a minute; of the types those that cover the others' code."""
-    module = cuda_emulation.build(room, tmp_path, few_types=True, sanitized=False)
+    module = build(room, sanitized=False)
     dtypes = ("float32", "bfloat16")
     records = cuda_emulation.run(module, OPERATORS[room], orders=ORDERS, dtypes=dtypes, sanitized=False)
     assert {record["operator"] for record in records} == set(OPERATORS[room])
@@ -40,8 +57,8 @@ def test_tiny_cases(room: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("room", OPERATORS)
-def test_tiny_cases_under_sanitizers(room: str, tmp_path: Path) -> None:
-    module = cuda_emulation.build(room, tmp_path, few_types=True)
+def test_tiny_cases_under_sanitizers(room: str, build: Build) -> None:
+    module = build(room, sanitized=True)
     for orders in ((0,), (-1,), (1, 2)):
         records = cuda_emulation.run(
             module, OPERATORS[room], orders=orders, dtypes=("float32", "bfloat16"), timeout=1500
@@ -52,9 +69,9 @@ def test_tiny_cases_under_sanitizers(room: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("room", OPERATORS)
-def test_full_cases(room: str, tmp_path: Path) -> None:
+def test_full_cases(room: str, build: Build) -> None:
     """Of float32: the sanitizers would take five times as long."""
-    module = cuda_emulation.build(room, tmp_path, few_types=True, sanitized=False)
+    module = build(room, sanitized=False)
     records = cuda_emulation.run(
         module, OPERATORS[room], size="full", orders=ORDERS, dtypes=("float32",), sanitized=False, timeout=1500
     )
