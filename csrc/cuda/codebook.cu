@@ -2,7 +2,7 @@
 //
 //     shift     of every dimension the code's number nearest to zero, if all codes lie on one side of it; else 0
 //     rows      the codes less the shift, and half their squared lengths as offsets; cosine: the codes by their lengths
-//     nearest   a block takes 128 tokens past all codes, 128 at a time, on the tensor cores
+//     nearest   a block takes 128 tokens past all codes, 128 at a time (64 in double), on the tensor cores
 //
 // Neither the N x K scores nor |x|^2 are formed: a tile of scores lives in registers, and every thread keeps the least
 // that it has seen of each of its 8 tokens, and where. Floor: 2 N K D flops at the rate of the units (three times that for
@@ -21,12 +21,22 @@ namespace prosma::cuda {
 namespace {
 
 constexpr int THREADS = 256;
-constexpr int TILE = 128;     // tokens, and codes
-constexpr int NUMBERS = 16;   // multiplied between two barriers
+constexpr int TILE = 128;    // tokens
+constexpr int NUMBERS = 16;  // multiplied between two barriers
 constexpr int WARPS_OF_CODES = 4;
-constexpr int TOKENS_A_WARP = TILE / (THREADS / WARP / WARPS_OF_CODES), CODES_A_WARP = TILE / WARPS_OF_CODES;
-constexpr int DOWN = TOKENS_A_WARP / 16, ACROSS = CODES_A_WARP / 8;  // products of a warp
-constexpr int RUN = TILE * NUMBERS / THREADS;  // numbers that a thread loads of each tile: of one row, side by side
+constexpr int TOKENS_A_WARP = TILE / (THREADS / WARP / WARPS_OF_CODES);
+constexpr int DOWN = TOKENS_A_WARP / 16;       // products of a warp
+constexpr int RUN = TILE * NUMBERS / THREADS;  // numbers of tokens that a thread loads: of one token, side by side
+
+// The codes of a tile: 128, and 64 in double, where a thread's 64 products would take 128 of its 255 registers.
+template <class C>
+constexpr int CODES = sizeof(C) == 8 ? 64 : 128;
+template <class C>
+constexpr int CODES_A_WARP = CODES<C> / WARPS_OF_CODES;
+template <class C>
+constexpr int ACROSS = CODES_A_WARP<C> / 8;
+template <class C>
+constexpr int RUN_OF_CODES = CODES<C> * NUMBERS / THREADS;
 
 template <class T>
 struct Nearest {
@@ -98,7 +108,7 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const C* codebook, const 
 template <class C>
 struct Tiles {
     alignas(16) C tokens[2][TILE][NUMBERS];
-    alignas(16) C rows[2][TILE][NUMBERS];
+    alignas(16) C rows[2][CODES<C>][NUMBERS];
 };
 
 template <class C>
@@ -108,14 +118,14 @@ struct Found {
     int nearest[TILE];
 };
 
-// RUN numbers of one vector from `first` on, with zeros beyond its end.
-template <class T>
+// Numbers of one vector from `first` on, with zeros beyond its end.
+template <class T, int COUNT>
 __device__ __forceinline__ void load_run(const T* vector, int64_t stride, int first, int dimensions, bool there, bool wide,
-                                         Computed<T> (&to)[RUN]) {
+                                         Computed<T> (&to)[COUNT]) {
     if (wide) {
-        constexpr int V = RUN < WIDEST<T> ? RUN : WIDEST<T>;
+        constexpr int V = COUNT < WIDEST<T> ? COUNT : WIDEST<T>;
 #pragma unroll
-        for (int part = 0; part < RUN; part += V) {
+        for (int part = 0; part < COUNT; part += V) {
             Pack<T, V> pack;
             const bool inside = there && first + part < dimensions;
             if (inside) pack = load<V>(vector + first + part);
@@ -125,14 +135,14 @@ __device__ __forceinline__ void load_run(const T* vector, int64_t stride, int fi
         return;
     }
 #pragma unroll
-    for (int i = 0; i < RUN; ++i)
+    for (int i = 0; i < COUNT; ++i)
         to[i] = there && first + i < dimensions ? to_computed(__ldg(vector + (first + i) * stride)) : Computed<T>(0);
 }
 
-template <class C>
-__device__ __forceinline__ void store_run(C* to, const C (&from)[RUN]) {
+template <class C, int COUNT>
+__device__ __forceinline__ void store_run(C* to, const C (&from)[COUNT]) {
 #pragma unroll
-    for (int part = 0; part < RUN; part += WIDEST<C>) {
+    for (int part = 0; part < COUNT; part += WIDEST<C>) {
         Pack<C, WIDEST<C>> pack;
 #pragma unroll
         for (int i = 0; i < WIDEST<C>; ++i) pack[i] = from[part + i];
@@ -140,17 +150,17 @@ __device__ __forceinline__ void store_run(C* to, const C (&from)[RUN]) {
     }
 }
 
-// The products of the warp's tokens and codes over NUMBERS numbers; `row` and `column` are the lane's. Of its four inner numbers
-// as many are in registers as make 16 bytes: two in double.
+// The products of the warp's tokens and codes over NUMBERS numbers; `row` and `column` are the lane's. Of its four inner
+// numbers as many are in registers at a time as make 16 bytes: two in double.
 template <bool EXACT, class C>
 __device__ __forceinline__ void multiply_tiles(const Tiles<C>& tiles, int buffer, int first_token, int first_code, int row,
-                                               int column, C (&products)[DOWN][ACROSS][4]) {
+                                               int column, C (&products)[DOWN][ACROSS<C>][4]) {
     constexpr int V = WIDEST<C>, PAIRS = V / 2;
 #pragma unroll
     for (int part = 0; part < 4; part += V) {
-        Split<EXACT, C, 2> codes[ACROSS][PAIRS];
+        Split<EXACT, C, 2> codes[ACROSS<C>][PAIRS];
 #pragma unroll
-        for (int n = 0; n < ACROSS; ++n) {
+        for (int n = 0; n < ACROSS<C>; ++n) {
             const auto code = load_shared<V>(&tiles.rows[buffer][first_code + n * 8 + row][column * 4 + part]);
 #pragma unroll
             for (int i = 0; i < PAIRS; ++i) codes[n][i].take({code[2 * i], code[2 * i + 1]});
@@ -164,7 +174,7 @@ __device__ __forceinline__ void multiply_tiles(const Tiles<C>& tiles, int buffer
                 Split<EXACT, C, 4> tokens;
                 tokens.take({upper[2 * i], lower[2 * i], upper[2 * i + 1], lower[2 * i + 1]});
 #pragma unroll
-                for (int n = 0; n < ACROSS; ++n) multiply<EXACT>(products[m][n], tokens, codes[n][i]);
+                for (int n = 0; n < ACROSS<C>; ++n) multiply<EXACT>(products[m][n], tokens, codes[n][i]);
             }
         }
     }
@@ -184,14 +194,14 @@ __global__ void __launch_bounds__(THREADS, 1) nearest_kernel(Nearest<T> a) {
     auto& tiles = *dynamic_shared<Tiles<C>>();
     const int thread = int(threadIdx.x), lane = thread % WARP, warp = thread / WARP;
     const int row = lane / 4, column = lane % 4;
-    const int first_token = warp / WARPS_OF_CODES * TOKENS_A_WARP, first_code = warp % WARPS_OF_CODES * CODES_A_WARP;
+    const int first_token = warp / WARPS_OF_CODES * TOKENS_A_WARP, first_code = warp % WARPS_OF_CODES * CODES_A_WARP<C>;
     const int64_t tokens_before = int64_t(blockIdx.x) * TILE;
 
     // Neighbouring threads load neighbours: runs of one vector, or one number of several vectors where those are closer.
     const bool across = a.stride_number == 1 || a.stride_token != 1;
-    constexpr int RUNS = NUMBERS / RUN;
+    constexpr int RUNS = NUMBERS / RUN, RUNS_OF_CODE = NUMBERS / RUN_OF_CODES<C>;
     const int loaded_token = across ? thread / RUNS : thread % TILE, token_run = (across ? thread % RUNS : thread / TILE) * RUN;
-    const int loaded_code = thread / RUNS, code_run = thread % RUNS * RUN;
+    const int loaded_code = thread / RUNS_OF_CODE, code_run = thread % RUNS_OF_CODE * RUN_OF_CODES<C>;
     const int64_t token = tokens_before + loaded_token;
     const bool token_there = token < a.count;
     const T* vector = a.token(token_there ? token : 0);
@@ -205,10 +215,10 @@ __global__ void __launch_bounds__(THREADS, 1) nearest_kernel(Nearest<T> a) {
             least[m][half] = C(INFINITY);
             nearest[m][half] = a.codes;
         }
-    const int stages = (a.dimensions + NUMBERS - 1) / NUMBERS, passes = (a.codes + TILE - 1) / TILE;
-    C of_token[RUN], of_row[RUN];
+    const int stages = (a.dimensions + NUMBERS - 1) / NUMBERS, passes = (a.codes + CODES<C> - 1) / CODES<C>;
+    C of_token[RUN], of_row[RUN_OF_CODES<C>];
     const auto load_stage = [&](int stage, int pass) {
-        const int number = stage * NUMBERS, code = pass * TILE + loaded_code;
+        const int number = stage * NUMBERS, code = pass * CODES<C> + loaded_code;
         load_run(vector, a.stride_number, number + token_run, a.dimensions, token_there, a.wide_tokens, of_token);
         if (a.shift)
 #pragma unroll
@@ -221,7 +231,7 @@ __global__ void __launch_bounds__(THREADS, 1) nearest_kernel(Nearest<T> a) {
     load_stage(0, 0);
     int buffer = 0;
     for (int pass = 0; pass < passes; ++pass) {
-        C products[DOWN][ACROSS][4] = {};
+        C products[DOWN][ACROSS<C>][4] = {};
         for (int stage = 0; stage < stages; ++stage, buffer ^= 1) {
             store_run(&tiles.tokens[buffer][loaded_token][token_run], of_token);
             store_run(&tiles.rows[buffer][loaded_code][code_run], of_row);
@@ -233,10 +243,10 @@ __global__ void __launch_bounds__(THREADS, 1) nearest_kernel(Nearest<T> a) {
             multiply_tiles<EXACT>(tiles, buffer, first_token, first_code, row, column, products);
         }
 #pragma unroll
-        for (int n = 0; n < ACROSS; ++n)
+        for (int n = 0; n < ACROSS<C>; ++n)
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const int code = pass * TILE + first_code + n * 8 + 2 * column + i;
+                const int code = pass * CODES<C> + first_code + n * 8 + 2 * column + i;
                 const C offset = code < a.codes ? __ldg(a.offsets + code) : C(INFINITY);
 #pragma unroll
                 for (int m = 0; m < DOWN; ++m)
