@@ -96,6 +96,9 @@ struct Word<2> { using Type = unsigned short; };
 template <>
 struct Word<1> { using Type = unsigned char; };
 
+// A pack is read and written as a word of its size through a union, in which both are the same bytes. The union has a
+// constructor because the half types have one, without which a union has none.
+//
 // Of memory that nobody writes while the kernel runs. The address must be a multiple of COUNT numbers.
 template <int COUNT, class T>
 __device__ __forceinline__ Pack<T, COUNT> load(const T* address) {
@@ -110,15 +113,26 @@ __device__ __forceinline__ Pack<T, COUNT> load(const T* address) {
 }
 
 template <class T, int COUNT>
-__device__ __forceinline__ void store(T* address, const Pack<T, COUNT>& pack) {
-    using W = typename Word<int(sizeof(T)) * COUNT>::Type;
+__device__ __forceinline__ typename Word<int(sizeof(T)) * COUNT>::Type word_of(const Pack<T, COUNT>& pack) {
     union Both {
-        W word;
         Pack<T, COUNT> pack;
+        typename Word<int(sizeof(T)) * COUNT>::Type word;
         __device__ Both() {}
     } both;
     both.pack = pack;
-    *reinterpret_cast<W*>(address) = both.word;
+    return both.word;
+}
+
+template <class T, int COUNT>
+__device__ __forceinline__ void store(T* address, const Pack<T, COUNT>& pack) {
+    *reinterpret_cast<typename Word<int(sizeof(T)) * COUNT>::Type*>(address) = word_of(pack);
+}
+
+// To global memory, by one instruction whatever stands beside it: where another branch writes the same numbers one by one, the
+// compiler makes single writes of `store` too.
+template <class T, int COUNT>
+__device__ __forceinline__ void store_whole(T* address, const Pack<T, COUNT>& pack) {
+    __stwb(reinterpret_cast<typename Word<int(sizeof(T)) * COUNT>::Type*>(address), word_of(pack));
 }
 
 // Shared memory, or global memory that this kernel writes: the same without the read-only path.

@@ -179,7 +179,6 @@ struct Memory {
 template <class C>
 class Backward {
 public:
-
     Backward(const TransportArguments& a, const Memory& m, cudaStream_t stream)
         : a_(a), m_(m), stream_(stream), rows_(pairing(a, a.scores, true)), columns_(pairing(a, a.scores, false)) {}
 

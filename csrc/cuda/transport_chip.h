@@ -110,7 +110,7 @@ protected:
                 const unsigned wanted = finite(m_.f[i]) ? live_lines<C>(m_.g, j, c_.columns) : 0;
                 C run[MINE<C>];
                 load_run(scores, start + i * scores.line + j * scores.feature, false, wanted, run);
-                store_run<C>(m_.scores, i * m_.length + j, run, MINE<C>, true);
+                store_shared(m_.scores + i * m_.length + j, run);
             }
     }
 
@@ -127,8 +127,8 @@ protected:
                 const int64_t row = i + own_line<C>(0), column = j + other_line<C>(0);
 #pragma unroll
                 for (int r = 0; r < MINE<C>; ++r)
-                    if (row + r < rows_)
-                        store_run<C>(m_.scores, (row + r) * m_.length + column, tile[r], inside<C>(column, m_.length), true);
+                    if (row + r < rows_ && column < m_.length)
+                        store_shared(m_.scores + (row + r) * m_.length + column, tile[r]);
             }
         // The columns that fill a row up.
         for (int64_t i = warp_; i < rows_; i += CHIP_WARPS)

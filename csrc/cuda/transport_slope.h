@@ -176,12 +176,12 @@ enum class Over { nothing, heads, batch };
 
 struct Move {
     Slope slope;
-    Operand values, lines;    // of the others; and of the own lines where distance is what counts
-    int64_t width = 0;        // features; a block has as many of them as lines
+    Operand values, lines;  // of the others; and of the own lines where distance is what counts
+    int64_t width = 0;      // features; a block has as many of them as lines
     Over over = Over::nothing;
-    bool adds = false;        // to what stands there already
+    bool adds = false;             // to what stands there already
     int64_t batch = 0, parts = 1;  // of the batch, where results are sums over it: parts, heads
-    void* out = nullptr;      // (results, lines, width), contiguous, of the type that is computed in
+    void* out = nullptr;           // (results, lines, width), contiguous, of the type that is computed in
 };
 
 // Lines are padded so that what lies under one another is in different banks.
@@ -192,7 +192,7 @@ template <class C>
 struct MoveShared {
     alignas(16) MovedLines<C> entries;  // of the plan or of dS, own lines by others
     alignas(16) MovedLines<C> values;
-    alignas(16) MovedLines<C> lines;    // memory for it only where distance is what counts
+    alignas(16) MovedLines<C> lines;  // memory for it only where distance is what counts
 };
 
 // Features of a tile's lines.
@@ -215,7 +215,7 @@ __device__ __forceinline__ void load_lines(const Operand& o, const Place& p, int
             const bool live = first + line < size && finite(potentials[first + line]);
             load_run(o, start + (first + line) * o.line + (feature + k) * o.feature, false,
                      live ? places<C>(feature + k, features) : 0, run);
-            store_run<C>(&to[line][k], 0, run, MINE<C>, true);
+            store_shared(&to[line][k], run);
         }
     }
 }
@@ -243,8 +243,8 @@ __device__ __forceinline__ void add_moved(const MoveShared<C>& shared, Tile<C>& 
 }
 
 template <class C, bool OF_SLOPE>
-__global__ void __launch_bounds__(THREADS, OF_SLOPE || sizeof(C) == 8 ? 1 : 2) move_kernel(const __grid_constant__ Move m, bool wide, int64_t tiles,
-                                                          int64_t pieces) {
+__global__ void __launch_bounds__(THREADS, OF_SLOPE || sizeof(C) == 8 ? 1 : 2)
+    move_kernel(const __grid_constant__ Move m, bool wide, int64_t tiles, int64_t pieces) {
     auto& shared = *dynamic_shared<MoveShared<C>>();
     const Slope& s = m.slope;
     const unsigned heads = unsigned(s.pair.heads), result = blockIdx.x / unsigned(pieces) / unsigned(tiles);
@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(THREADS, OF_SLOPE || sizeof(C) == 8 ? 1 : 2) m
             __syncthreads();
 #pragma unroll
             for (int r = 0; r < MINE<C>; ++r)
-                store_run<C>(&shared.entries[own_line<C>(r)][other_line<C>(0)], 0, entries[r], MINE<C>, true);
+                store_shared(&shared.entries[own_line<C>(r)][other_line<C>(0)], entries[r]);
             load_lines<C>(m.values, p, first, s.pair.other_size, potentials.other, first_feature, m.width, shared.values);
             __syncthreads();
             if (distance)

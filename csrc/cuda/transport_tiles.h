@@ -21,6 +21,8 @@
 
 namespace prosma::cuda {
 
+// By its launch bounds a kernel has 255 registers a thread where one block a multiprocessor is enough, and 128 where two have to
+// fit. It is two wherever nothing spills then.
 constexpr int THREADS = 256;
 constexpr int LANES = 16;       // threads along the own lines, and along the others
 constexpr int DEPTH_STEP = 16;  // features of a product that are in shared memory at a time
@@ -111,7 +113,16 @@ __device__ __forceinline__ void load_run(const Operand& o, int64_t at, bool of_l
         load_run<float>(o.data, at, step, wanted, wide, to);
 }
 
-// To the first `inside` of COUNT places side by side.
+// To COUNT places of shared memory side by side.
+template <class C, int COUNT>
+__device__ __forceinline__ void store_shared(C* to, const C (&from)[COUNT]) {
+    Pack<C, COUNT> pack;
+#pragma unroll
+    for (int k = 0; k < COUNT; ++k) pack[k] = from[k];
+    store(to, pack);
+}
+
+// To the first `inside` of COUNT places of global memory side by side.
 template <class T, class C, int COUNT>
 __device__ __forceinline__ void store_run(void* data, int64_t at, const C (&from)[COUNT], int inside, bool wide) {
     T* to = static_cast<T*>(data) + at;
@@ -119,7 +130,7 @@ __device__ __forceinline__ void store_run(void* data, int64_t at, const C (&from
         Pack<T, COUNT> pack;
 #pragma unroll
         for (int k = 0; k < COUNT; ++k) pack[k] = to_stored<T>(from[k]);
-        store(to, pack);
+        store_whole(to, pack);
     } else {
 #pragma unroll
         for (int k = 0; k < COUNT; ++k)
@@ -245,7 +256,7 @@ public:
 
     __device__ __forceinline__ void store(typename Chunk<C>::Features& to) const {
         if (o_.along_lines) {
-            store_run<C>(&to[feature()][line()], 0, run_, MINE<C>, true);
+            store_shared(&to[feature()][line()], run_);
         } else {
 #pragma unroll
             for (int k = 0; k < MINE<C>; ++k) to[feature() + k][line()] = run_[k];

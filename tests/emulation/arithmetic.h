@@ -55,6 +55,8 @@ template <class T>
 void __stcs(T* address, std::type_identity_t<T> value) { *address = value; }
 template <class T>
 void __stcg(T* address, std::type_identity_t<T> value) { *address = value; }
+template <class T>
+void __stwb(T* address, std::type_identity_t<T> value) { *address = value; }
 
 template <class T>
 T min(T a, T b) { return b < a ? b : a; }
