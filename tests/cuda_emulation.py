@@ -43,19 +43,18 @@ def build(room: str, folder: Path, *, few_types: bool = False, sanitized: bool =
     """The module of the room's kernels. `few_types`: float32 and the half types that are no instantiation of their own.
 
     Without the sanitizers the compiler takes a third of the time: then only what goes wrong in the results is found.
-    The bindings, which take as long as all kernels of a room, are the same either way, and compiled once a folder.
+    The bindings, which take as long as all kernels of a room, are always the same, and compiled once a folder.
     """
     import pybind11
 
     flags = ["-std=c++20", "-fPIC", "-fvisibility=hidden", f"-I{EMULATION}", f"-I{ROOT / 'csrc'}", "-Wno-attributes"]
-    flags += ["-DPROSMA_FEW_TYPES"] if few_types else []
     python = [f"-I{pybind11.get_include()}", f"-I{_python_headers()}", "-O0", f"-DPROSMA_ROOM={room}_cuda"]
     python += [f'-DPROSMA_BINDINGS="{ROOT / f"csrc/bindings/{room}_cuda.cpp"}"']
     kernels = sorted((ROOT / "csrc/cuda").glob(KERNELS[room]))
     assert kernels, f"{room} has no kernels in csrc/cuda"
-    own = folder / ("sanitized" if sanitized else "plain")
+    own = folder / ("sanitized" if sanitized else "plain") / ("few" if few_types else "all")
     own.mkdir(parents=True, exist_ok=True)
-    flags_of_kernels = SANITIZERS if sanitized else ("-O0",)
+    flags_of_kernels = [*(SANITIZERS if sanitized else ["-O0"]), *(["-DPROSMA_FEW_TYPES"] if few_types else [])]
     bindings = folder / "bindings.o"
     if not bindings.exists():
         _compile(EMULATION / "module.cpp", bindings, *flags, *python)

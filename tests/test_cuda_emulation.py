@@ -33,9 +33,9 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """A room's module, which all tests of this file share."""
 
     @functools.cache
-    def built(room: str, sanitized: bool) -> Path:
+    def built(room: str, sanitized: bool, few_types: bool = True) -> Path:
         folder = tmp_path_factory.getbasetemp() / f"emulated_{room}"
-        return cuda_emulation.build(room, folder, few_types=True, sanitized=sanitized)
+        return cuda_emulation.build(room, folder, few_types=few_types, sanitized=sanitized)
 
     return built
 
@@ -65,6 +65,18 @@ def test_tiny_cases_under_sanitizers(room: str, build: Build) -> None:
         )
         assert {record["operator"] for record in records} == set(OPERATORS[room])
         assert not cuda_emulation.failures(records)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", ["codebook", "transport"])
+def test_tiny_cases_in_float64(room: str, build: Build) -> None:
+    """Where it is tiled otherwise than float32."""
+    module = build(room, sanitized=False, few_types=False)
+    records = cuda_emulation.run(
+        module, OPERATORS[room], orders=BACKWARDS_AND_SHUFFLED, dtypes=("float64",), sanitized=False
+    )
+    assert {record["operator"] for record in records} == set(OPERATORS[room])
+    assert not cuda_emulation.failures(records)
 
 
 @pytest.mark.slow
