@@ -106,7 +106,7 @@ class DiceLoss(nn.Module):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Logits (B, C, *size) and their target -> the loss."""
         same_size(input, target)
-        return self.per_map([input], target)[0]
+        return self.per_map([input], target).squeeze(0)
 
     def per_map(self, maps: Sequence[Tensor], target: Tensor, align_corners: bool = False) -> Tensor:
         """The loss of each map (B, C, *any size), up-sampled to the target's size: in one pass where fused."""
@@ -284,13 +284,13 @@ class DiceCELoss(nn.Module):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Logits (B, C, *size) and their target -> the loss."""
         same_size(input, target)
-        return self.per_map([input], target)[0]
+        return self.per_map([input], target).squeeze(0)
 
     def per_map(self, maps: Sequence[Tensor], target: Tensor, align_corners: bool = False) -> Tensor:
         """The loss of each map (B, C, *any size), up-sampled to the target's size: in one pass where fused."""
         comparison = self.dice.compare(maps, target, align_corners, log_probability=self.label_smoothing > 0)
         overlap = self.dice.of(comparison)
-        return self.lambda_dice * overlap + self.lambda_ce * self._cross_entropy(comparison)
+        return scaled(overlap, self.lambda_dice) + scaled(self._cross_entropy(comparison), self.lambda_ce)
 
     def _cross_entropy(self, comparison: Comparison) -> Tensor:
         weight = self._weight(comparison)
@@ -378,6 +378,11 @@ def same_size(input: Any, target: Any) -> None:
         raise ValueError(
             f"target has shape {tuple(target.shape)} and input {tuple(input.shape)}; their spatial sizes must agree"
         )
+
+
+def scaled(values: Tensor, factor: float) -> Tensor:
+    """factor * values; each step of a small loss costs about 10 us, forward and backward."""
+    return values if factor == 1 else factor * values
 
 
 def mean(total: Tensor, count: Tensor) -> Tensor:

@@ -35,40 +35,47 @@ class Operator:
         self.is_recorded_here = all(result.type.kind() == "TensorType" for result in self.registered._schema.returns)
 
     def __call__(self, *arguments: Any) -> Any:
-        tensors = [tensor for argument in arguments for tensor in _tensors_of(argument)]
+        tensors, layout = _laid_out(arguments)
         if not unwatched() or not all(map(is_plain, tensors)):
             return self.registered(*arguments)
         if not is_recorded(tensors):
             return self.implementation(*arguments)
         if not self.is_recorded_here:
             return self.registered(*arguments)
-        return _Recorded.apply(self, arguments, *tensors)  # type: ignore[no-untyped-call]
+        return _Recorded.apply(self, arguments, layout, *tensors)  # type: ignore[no-untyped-call]
 
 
-def _tensors_of(argument: Any) -> Sequence[Tensor]:
-    if isinstance(argument, Tensor):
-        return (argument,)
-    if isinstance(argument, (list, tuple)) and argument and isinstance(argument[0], Tensor):
-        return argument
-    return ()
+# Of each argument: whether it is a list, and how many tensors it has.
+Layout = Sequence[tuple[bool, int]]
+
+
+def _laid_out(arguments: Sequence[Any]) -> tuple[list[Tensor], Layout]:
+    tensors: list[Tensor] = []
+    layout = []
+    for argument in arguments:
+        before, nested = len(tensors), isinstance(argument, (list, tuple))
+        if isinstance(argument, Tensor):
+            tensors.append(argument)
+        elif nested and argument and isinstance(argument[0], Tensor):
+            tensors += argument
+        layout.append((nested, len(tensors) - before))
+    return tensors, layout
 
 
 class _Recorded(torch.autograd.Function):  # noqa: TID251  (the one way beside the dispatcher's)
     """An operator's implementation with its gradient, by the same two functions that torch.library is given."""
 
     @staticmethod
-    def forward(ctx: Any, operator: Operator, arguments: tuple[Any, ...], *tensors: Tensor) -> Any:
+    def forward(ctx: Any, operator: Operator, arguments: tuple[Any, ...], layout: Layout, *tensors: Tensor) -> Any:
         results = operator.implementation(*arguments)
-        # Of each argument: whether it is a list, and how many tensors it has.
-        ctx.layout = [(isinstance(argument, (list, tuple)), len(_tensors_of(argument))) for argument in arguments]
-        ctx.operator = operator
+        ctx.operator, ctx.layout = operator, layout
         operator.setup_context(ctx, arguments, results)
         return results
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         flat_needs = ctx.needs_input_grad
-        ctx.needs_input_grad = _nested(flat_needs[2:], ctx.layout)
+        ctx.needs_input_grad = _nested(flat_needs[3:], ctx.layout)
         try:
             found = ctx.operator.backward(ctx, *grads)
         finally:
@@ -77,10 +84,10 @@ class _Recorded(torch.autograd.Function):  # noqa: TID251  (the one way beside t
         flat: list[Tensor | None] = []
         for (nested, count), gradient in zip(ctx.layout, found, strict=True):
             flat += [] if not count else gradient if nested else [gradient]
-        return None, None, *flat
+        return None, None, None, *flat
 
 
-def _nested(flat: Sequence[bool], layout: Sequence[tuple[bool, int]]) -> tuple[bool | list[bool], ...]:
+def _nested(flat: Sequence[bool], layout: Layout) -> tuple[bool | list[bool], ...]:
     """What each argument needs: a list where it is a list of tensors."""
     values = iter(flat)
     own = [[next(values) for _ in range(count)] for _, count in layout]
