@@ -42,9 +42,9 @@ ALL_3D = ALL_2D[:6]
 LIMITS = {"inference": 1e-3, "step": 1e-2}
 # Whose median is taken.
 PROCESSES = 3
-# Every tensor of some size in pages of its own, which go back when it is freed. glibc by itself raises this threshold up
-# to 32 MB as it meets larger blocks, and what lies free between others still counts: one network's step took 357 to
-# 406 MB, and 302.6 to 302.8 with it.
+# Every tensor of some size in pages of its own, which go back when it is freed. By itself glibc raises this threshold
+# up to 32 MB as it meets larger blocks, and then counts what lies free between others: one step took 357 to 406 MB, and
+# 302.6 to 302.8 with it.
 GIVING_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 GATES = {"gates": ["proximal_gate"]}
 BOTTLENECK = {"transport and codebook": ["transport", "apply_plan", "sinkhorn", "nearest_code", "code_statistics"]}
