@@ -207,18 +207,19 @@ void add_runs(const Runs<T>& runs, int channels, const Vector<T>* pixels, int64_
     }
 }
 
-// Where a tile's vectors lie within a class's plane. If all are whole and in memory's order, they are read and written
-// without a question each: the questions took as long as the memory.
+// Where a tile's vectors lie within a class's plane, and which are whole and in memory's order. If all are, they are read
+// and written without a question each: the questions took as long as the memory.
 template <class S>
 struct Places {
     int64_t at[CELLS];
-    bool whole = true;
+    bool whole[CELLS], all_whole = true;
 
     Places(const Cell* cells, const int64_t* strides) {
         constexpr int L = LANES<Compute<S>>;
         for (int k = 0; k < CELLS; ++k) {
             at[k] = cells[k].row * strides[HEIGHT] + cells[k].vector * L * strides[WIDTH];
-            whole &= cells[k].live == L && strides[WIDTH] == 1;
+            whole[k] = cells[k].live == L && strides[WIDTH] == 1;
+            all_whole &= whole[k];
         }
     }
 };
@@ -240,7 +241,7 @@ void read_tile(const Plan<Compute<S>>& plan, int number, const Block& block, con
     tile.ahead = ahead_of(plan, plane, strides, places.at[0]);
     for (int c = 0; c < plan.classes; ++c, plane += strides[CHANNEL]) {
         Vector<T>* const to = tile.logits + c * CELLS;
-        if (places.whole)
+        if (places.all_whole)
 #pragma GCC unroll 8
             for (int k = 0; k < CELLS; ++k) to[k] = load_vector<S>(plane + places.at[k]);
         else
@@ -284,12 +285,15 @@ void write_tile(const Plan<Compute<S>>& plan, int number, const Block& block, co
     S* plane = const_cast<S*>(start_of<S>(grad, block.batch, block.plane));
     const Places<S> places(cells, strides);
     for (int c = 0; c < plan.classes; ++c, plane += strides[CHANNEL], gradient += CELLS)
-        if (places.whole && streaming)
+        if (streaming && places.all_whole)
 #pragma GCC unroll 8
             for (int k = 0; k < CELLS; ++k) stream_vector<S>(plane + places.at[k], gradient[k]);
         else
             for (int k = 0; k < CELLS; ++k)
-                if (cells[k].live) write_lanes<S>(plane + places.at[k], strides[WIDTH], cells[k].live, gradient[k]);
+                if (streaming && places.whole[k])
+                    stream_vector<S>(plane + places.at[k], gradient[k]);
+                else if (cells[k].live)
+                    write_lanes<S>(plane + places.at[k], strides[WIDTH], cells[k].live, gradient[k]);
 }
 
 // The transpose of `interpolate_rows`, into a patch that it first clears.
