@@ -35,14 +35,14 @@ class Operator:
         self.is_recorded_here = all(result.type.kind() == "TensorType" for result in self.registered._schema.returns)
 
     def __call__(self, *arguments: Any) -> Any:
-        tensors, layout = _laid_out(arguments)
-        if not unwatched() or not all(map(is_plain, tensors)):
-            return self.registered(*arguments)
-        if not is_recorded(tensors):
-            return self.implementation(*arguments)
-        if not self.is_recorded_here:
-            return self.registered(*arguments)
-        return _Recorded.apply(self, arguments, layout, *tensors)  # type: ignore[no-untyped-call]
+        if unwatched():
+            tensors, layout = _laid_out(arguments)
+            if all(map(is_plain, tensors)):
+                if not is_recorded(tensors):
+                    return self.implementation(*arguments)
+                if self.is_recorded_here:
+                    return _Recorded.apply(self, arguments, layout, *tensors)  # type: ignore[no-untyped-call]
+        return self.registered(*arguments)
 
 
 # Of each argument: whether it is a list, and how many tensors it has.
